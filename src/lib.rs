@@ -1,0 +1,12 @@
+//! tailway: Gateways on a tailnet.
+//!
+//! ```text
+//!   files │ Kubernetes ─→ source ─→ index ─→ model::Snapshot ─→ proxy ─→ tailnet
+//!                                     └────→ status
+//! ```
+//! ARCHITECTURE.md has the floors; a test holds them.
+#![deny(unsafe_code)]
+
+pub mod model;
+pub mod net;
+pub mod tailnet;

@@ -1,0 +1,83 @@
+use super::ObjectName;
+use serde::Serialize;
+use std::{fmt, net::IpAddr};
+
+/// Where connections of a route go: one of `backends`, drawn by weight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Forward {
+    /// The route this comes from.
+    pub route: ObjectName,
+    pub backends: Vec<WeightedBackend>,
+}
+
+/// One `backendRef` of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct WeightedBackend {
+    /// Share of connections; 0 takes none.
+    pub weight: u32,
+    /// `None`: the reference is invalid. It keeps its share, and those connections are refused
+    /// (Gateway API `TCPRouteRule.backendRefs`).
+    pub backend: Option<BackendId>,
+}
+
+/// A Service and one of its ports.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendId {
+    pub service: ObjectName,
+    pub port: u16,
+}
+
+/// The endpoints of a [`BackendId`]; none means that nothing is ready now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Backend {
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// A place to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Endpoint {
+    Address(IpAddr, u16),
+    /// A DNS name, resolved when it is connected to.
+    Name(String, u16),
+}
+
+// === impl Forward ===
+
+impl Forward {
+    /// The sum of all weights; 0 means that every connection is refused.
+    pub fn total_weight(&self) -> u64 {
+        self.backends.iter().map(|b| u64::from(b.weight)).sum()
+    }
+}
+
+// === impl BackendId ===
+
+impl fmt::Display for BackendId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.service, self.port)
+    }
+}
+
+impl Serialize for BackendId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+// === impl Endpoint ===
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(IpAddr::V6(ip), port) => write!(f, "[{ip}]:{port}"),
+            Self::Address(ip, port) => write!(f, "{ip}:{port}"),
+            Self::Name(name, port) => write!(f, "{name}:{port}"),
+        }
+    }
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}

@@ -1,0 +1,1 @@
+//! Listeners on sockets of this host.
