@@ -12,6 +12,7 @@
 // BLOCKING       No function here blocks for network or disk. What takes time
 //                is an operation: it returns at once, and its callback runs
 //                exactly once at its end (a watch: its last call is the end).
+//                A function that returns other than 0 never calls back.
 // CALLBACKS      Run on threads of the Go runtime, several at a time. They must
 //                return quickly, must not unwind, and may call only functions
 //                marked [callback-safe]. Pointers passed to a callback are

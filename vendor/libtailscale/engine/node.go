@@ -1,0 +1,441 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tailway/libtailscale/engine/relay"
+	"github.com/tailway/libtailscale/engine/stack"
+	"tailscale.com/ipn/ipnlocal"
+	"tailscale.com/ipn/store"
+	"tailscale.com/net/tsaddr"
+	"tailscale.com/tailcfg"
+	"tailscale.com/tsnet"
+	"tailscale.com/types/netmap"
+	"tailscale.com/util/dnsname"
+)
+
+// ErrClosed says that the node was closed.
+var ErrClosed = errors.New("the node is closed")
+
+// Node is a node of a tailnet.
+type Node struct {
+	options Options
+	dir     *stateDir
+	server  *tsnet.Server
+	backend *ipnlocal.LocalBackend
+	stack   stack.Stack
+	status  *statusWatcher
+
+	epoch atomic.Uint64 // of the identities; changes when they may have
+
+	closing context.Context // done when Close begins
+	cancel  context.CancelFunc
+
+	mu        sync.Mutex
+	conns     map[*Conn]struct{}
+	closers   map[uint64]func() // packet sockets
+	nextClose uint64
+	stop      func() // ends Accept
+	accepted  func() // called when no more are accepted
+}
+
+// Start starts a node and returns when its parts run, before any login.
+func Start(options Options) (*Node, error) {
+	if err := options.check(); err != nil {
+		return nil, err
+	}
+	if options.Logf == nil {
+		options.Logf = func(bool, string) {}
+	}
+	setKeepalive()
+	if options.ControlURL != "" {
+		adaptToLoopback(options.ControlURL)
+	}
+	dir, err := openStateDir(options.Dir)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{
+		options: options,
+		dir:     dir,
+		conns:   make(map[*Conn]struct{}),
+		closers: make(map[uint64]func()),
+	}
+	n.closing, n.cancel = context.WithCancel(context.Background())
+	if err := n.start(); err != nil {
+		n.cancel()
+		dir.close()
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *Node) start() error {
+	o := &n.options
+	log := func(user bool) func(string, ...any) {
+		return func(format string, args ...any) { o.Logf(user, strings.TrimRight(fmt.Sprintf(format, args...), "\n")) }
+	}
+	switch {
+	case o.Memory:
+		o.Store = &memoryStore{}
+	case o.Store == nil:
+		file, err := store.New(log(false), filepath.Join(n.dir.path, "tailscaled.state"))
+		if err != nil {
+			return fmt.Errorf("the state in %s cannot be used: %w", n.dir.path, err)
+		}
+		o.Store = file
+	}
+	n.server = &tsnet.Server{
+		Dir: n.dir.path, Store: o.Store, Hostname: o.Hostname,
+		AuthKey: o.AuthKey, ClientSecret: o.ClientSecret, AdvertiseTags: o.Tags,
+		Ephemeral: o.Ephemeral, ControlURL: o.ControlURL, Port: o.Port,
+		Logf: log(false), UserLogf: log(true),
+	}
+	if err := n.server.Start(); err != nil {
+		return err
+	}
+	fail := func(err error) error {
+		n.server.Close()
+		return err
+	}
+	backend, ok := backendOf(n.server.Sys())
+	if !ok {
+		return fail(errors.New("the engine has no backend"))
+	}
+	n.backend = backend
+	netstack, err := stack.NewNetstack(n.server)
+	if err != nil {
+		return fail(err)
+	}
+	n.stack = netstack
+	receive, send := o.ReceiveMax, o.SendMax
+	if receive == 0 {
+		receive = DefaultBuffer
+	}
+	if send == 0 {
+		send = DefaultBuffer
+	}
+	if err := n.stack.SetBuffers(receive, send); err != nil {
+		return fail(err)
+	}
+	n.status = watchStatus(n)
+	return nil
+}
+
+// Up waits until the node is usable and gives its status.
+func (n *Node) Up(ctx context.Context) (string, error) {
+	changes, stop := n.status.subscribe()
+	defer stop()
+	for {
+		status := n.status.current()
+		switch {
+		case status.usable():
+			return status.json(), nil
+		case status.refused != "":
+			return "", errors.New(status.refused)
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			return "", fmt.Errorf("the node is not up: %s: %w", status.reason(), ctx.Err())
+		case <-n.closing.Done():
+			return "", ErrClosed
+		}
+	}
+}
+
+// Status is tailscale_status's document.
+func (n *Node) Status() string { return n.status.refresh().json() }
+
+// Watch calls fn with the status now and at each change until ctx ends.
+func (n *Node) Watch(ctx context.Context, fn func(status string)) error {
+	changes, stop := n.status.subscribe()
+	defer stop()
+	last := ""
+	for {
+		if text := n.status.current().json(); text != last {
+			fn(text)
+			last = text
+		}
+		select {
+		case <-changes:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.closing.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// Listen accepts connections on every port until the node is closed or Unlisten,
+// when closed is called, once. closed is not called when Listen fails.
+func (n *Node) Listen(decide func(src, dst netip.AddrPort) bool, accept func(*Conn), closed func()) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.closing.Err() != nil:
+		return ErrClosed
+	case n.stop != nil:
+		return errors.New("the node has a listener already")
+	}
+	// calls keeps the callbacks usable until the last of them returned.
+	var calls sync.RWMutex
+	ended := false
+	n.stop = n.stack.Accept(
+		func(src, dst netip.AddrPort) bool {
+			calls.RLock()
+			defer calls.RUnlock()
+			return !ended && decide(src, dst)
+		},
+		func(c stack.Conn) {
+			calls.RLock()
+			defer calls.RUnlock()
+			if ended {
+				c.Abort()
+				return
+			}
+			conn, err := n.track(c)
+			if err != nil {
+				c.Abort()
+				return
+			}
+			accept(conn)
+		})
+	n.accepted = func() {
+		calls.Lock()
+		defer calls.Unlock()
+		ended = true
+		closed()
+	}
+	return nil
+}
+
+// Unlisten refuses further connections; open ones go on.
+func (n *Node) Unlisten() {
+	n.mu.Lock()
+	stop, closed := n.stop, n.accepted
+	n.stop, n.accepted = nil, nil
+	n.mu.Unlock()
+	if stop != nil {
+		stop()
+		closed()
+	}
+}
+
+// Dial connects to "host:port" in the tailnet.
+func (n *Node) Dial(ctx context.Context, address string) (*Conn, error) {
+	dst, err := n.resolve(address)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.closing, cancel)()
+	c, err := n.stack.Dial(ctx, dst)
+	if err != nil {
+		return nil, fmt.Errorf("cannot connect to %s: %w", address, err)
+	}
+	conn, err := n.track(c)
+	if err != nil {
+		c.Abort()
+	}
+	return conn, err
+}
+
+// resolve finds an address among those of the tailnet.
+func (n *Node) resolve(address string) (netip.AddrPort, error) {
+	none := netip.AddrPort{}
+	host, port, ok := cutPort(address)
+	if !ok {
+		return none, fmt.Errorf("%q is no host:port", address)
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		nm := n.backend.NetMapWithPeers()
+		if nm == nil {
+			return none, errors.New("the node has no network map yet")
+		}
+		if ip, ok = lookUp(nm, host); !ok {
+			return none, fmt.Errorf("the tailnet has no %s", host)
+		}
+	}
+	ip = ip.Unmap()
+	dst := netip.AddrPortFrom(ip, port)
+	if _, _, ok := n.backend.WhoIs("tcp", dst); ok {
+		return dst, nil
+	}
+	if _, ok := n.backend.PeerForIP(ip); ok && tsaddr.IsTailscaleIP(ip) {
+		return dst, nil // of a Service
+	}
+	return none, fmt.Errorf("nobody in the tailnet has the address %v", ip)
+}
+
+func cutPort(address string) (host string, port uint16, ok bool) {
+	if ap, err := netip.ParseAddrPort(address); err == nil {
+		return ap.Addr().String(), ap.Port(), true
+	}
+	i := strings.LastIndexByte(address, ':')
+	if i <= 0 {
+		return "", 0, false
+	}
+	ap, err := netip.ParseAddrPort("0.0.0.0" + address[i:])
+	return strings.TrimSuffix(address[:i], "."), ap.Port(), err == nil
+}
+
+func lookUp(nm *netmap.NetworkMap, host string) (netip.Addr, bool) {
+	matches := func(name string) bool {
+		name = strings.TrimSuffix(name, ".")
+		return strings.EqualFold(name, host) || strings.EqualFold(dnsname.FirstLabel(name), host)
+	}
+	address := func(node tailcfg.NodeView) (netip.Addr, bool) {
+		if !matches(node.Name()) || node.Addresses().Len() == 0 {
+			return netip.Addr{}, false
+		}
+		return node.Addresses().At(0).Addr(), true
+	}
+	if nm.SelfNode.Valid() {
+		if ip, ok := address(nm.SelfNode); ok {
+			return ip, true
+		}
+	}
+	for _, peer := range nm.Peers {
+		if ip, ok := address(peer); ok {
+			return ip, true
+		}
+	}
+	for _, record := range nm.DNS.ExtraRecords {
+		if strings.EqualFold(strings.TrimSuffix(record.Name, "."), host) {
+			if ip, err := netip.ParseAddr(record.Value); err == nil {
+				return ip, true
+			}
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// identity is tailscale_whois's document.
+type identity struct {
+	Node          string                       `json:"node"`
+	NodeID        string                       `json:"node_id"`
+	Login         string                       `json:"login"`
+	DisplayName   string                       `json:"display_name"`
+	ProfilePicURL string                       `json:"profile_pic_url"`
+	Tags          []string                     `json:"tags"`
+	Capabilities  map[string][]json.RawMessage `json:"capabilities"`
+}
+
+// WhoIs says who has an address "ip" or "ip:port".
+func (n *Node) WhoIs(address string) (string, error) {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		ip, err := netip.ParseAddr(address)
+		if err != nil {
+			return "", fmt.Errorf("%q is neither an IP address nor ip:port", address)
+		}
+		ap = netip.AddrPortFrom(ip, 0)
+	}
+	node, user, ok := n.backend.WhoIs("tcp", ap)
+	if !ok {
+		return "", fmt.Errorf("nobody in the tailnet has the address %v", ap.Addr())
+	}
+	id := identity{
+		Node:         strings.TrimSuffix(node.Name(), "."),
+		NodeID:       string(node.StableID()),
+		Tags:         node.Tags().AsSlice(),
+		Capabilities: make(map[string][]json.RawMessage),
+	}
+	if id.Tags == nil {
+		id.Tags = []string{}
+	}
+	if !node.IsTagged() {
+		id.Login, id.DisplayName, id.ProfilePicURL = user.LoginName, user.DisplayName, user.ProfilePicURL
+	}
+	for name, values := range n.backend.PeerCaps(ap.Addr().Unmap()) {
+		raw := make([]json.RawMessage, 0, len(values))
+		for _, value := range values {
+			raw = append(raw, json.RawMessage(value))
+		}
+		id.Capabilities[string(name)] = raw
+	}
+	text, err := json.Marshal(id)
+	return string(text), err
+}
+
+// track makes a Conn of this node, with its peer looked up.
+func (n *Node) track(c stack.Conn) (*Conn, error) {
+	conn := &Conn{node: n, peer: c, epoch: n.epoch.Load()}
+	if node, _, ok := n.backend.WhoIs("tcp", c.Source()); ok {
+		conn.peerNode = uint64(node.ID())
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closing.Err() != nil {
+		return nil, ErrClosed
+	}
+	n.conns[conn] = struct{}{}
+	connections.Add(1)
+	return conn, nil
+}
+
+func (n *Node) forget(c *Conn) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if _, ok := n.conns[c]; ok {
+		delete(n.conns, c)
+		connections.Add(-1)
+	}
+}
+
+// Close ends listeners, connections and packet sockets, then the engine.
+func (n *Node) Close(timeout time.Duration) error {
+	n.mu.Lock()
+	if n.closing.Err() != nil {
+		n.mu.Unlock()
+		return ErrClosed
+	}
+	n.cancel()
+	conns := make([]*Conn, 0, len(n.conns))
+	for c := range n.conns {
+		conns = append(conns, c)
+	}
+	closers := n.closers
+	n.closers = nil
+	n.mu.Unlock()
+
+	n.Unlisten()
+	for _, c := range closers {
+		c()
+	}
+	// The engine's queue for outgoing packets holds 512 and is no longer read
+	// once it closes: resets that do not fit would block its Close for ever. So
+	// connections end before it, no faster than the queue empties.
+	for i, c := range conns {
+		c.stop(relay.Closed)
+		if i%128 == 127 {
+			time.Sleep(2 * time.Millisecond)
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		n.server.Close()
+	}()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-done:
+		n.dir.close()
+		return nil
+	case <-timer.C:
+		return fmt.Errorf("the engine did not end within %v", timeout)
+	}
+}
