@@ -1,0 +1,126 @@
+// Command localtailnet runs a whole tailnet on loopback, for the demo and for
+// tests: a control server, DERP, STUN, an ACME server for the nodes'
+// certificates, an admin API, and clients on the tailnet.
+//
+//	localtailnet [flags]                      run until SIGTERM or SIGINT
+//	localtailnet get -admin URL https://…     request a page as a tailnet client
+//
+// When every part listens it prints one line of JSON, which is what a node
+// needs to join (see Ready). Nothing in it is authenticated beyond what nodes
+// do, so it listens on loopback only.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	var err error
+	if len(os.Args) > 1 && os.Args[1] == "get" {
+		err = runGet(ctx, os.Args[2:], os.Stdout)
+	} else {
+		err = run(ctx, os.Args[1:], os.Stdin, os.Stdout)
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "localtailnet:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, arguments []string, stdin io.Reader, stdout io.Writer) error {
+	var config Config
+	flags := flag.NewFlagSet("localtailnet", flag.ContinueOnError)
+	flags.StringVar(&config.Domain, "domain", "tail1234.ts.net", "MagicDNS suffix of the tailnet")
+	flags.StringVar(&config.Listen, "listen", "127.0.0.1:0", "loopback address of the control server")
+	flags.StringVar(&config.AdminListen, "admin-listen", "127.0.0.1:0", "loopback address of the admin API")
+	flags.StringVar(&config.Login, "login", "owner@example.com", "login name that owns untagged nodes")
+	flags.DurationVar(&config.CertificateLifetime, "certificate-lifetime", 90*24*time.Hour, "lifetime of issued certificates")
+	flags.DurationVar(&config.EphemeralGrace, "ephemeral-grace", 5*time.Second, "from losing an ephemeral node to removing it")
+	readyFile := flags.String("ready-file", "", "also write the line of JSON to this file")
+	exitWithStdin := flags.Bool("exit-with-stdin", false, "exit when stdin ends")
+	verbose := flags.Bool("v", false, "log to stderr")
+	if err := flags.Parse(arguments); err != nil {
+		return err
+	}
+	if flags.NArg() > 0 {
+		return fmt.Errorf("unknown argument %q: the only subcommand is get", flags.Arg(0))
+	}
+	log.SetOutput(io.Discard)
+	if *verbose {
+		log.SetOutput(os.Stderr)
+		config.Logf = log.Printf
+	}
+	if *exitWithStdin {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		go func() {
+			defer cancel()
+			io.Copy(io.Discard, stdin)
+		}()
+	}
+
+	tailnet, err := Start(config)
+	if err != nil {
+		return err
+	}
+	if err := announce(tailnet.Ready(), *readyFile, stdout); err != nil {
+		return errors.Join(err, tailnet.Close())
+	}
+	<-ctx.Done()
+	return closeWithin(tailnet, 5*time.Second)
+}
+
+// announce writes the ready line to the file, whole or not at all, and to
+// stdout.
+func announce(ready Ready, readyFile string, stdout io.Writer) error {
+	line, err := json.Marshal(ready)
+	if err != nil {
+		return fmt.Errorf("ready line: %w", err)
+	}
+	line = append(line, '\n')
+	if readyFile != "" {
+		temporary, err := os.CreateTemp(filepath.Dir(readyFile), ".localtailnet-ready-")
+		if err != nil {
+			return fmt.Errorf("ready file %s: %w", readyFile, err)
+		}
+		_, writeErr := temporary.Write(line)
+		if err := errors.Join(writeErr, temporary.Close()); err != nil {
+			return errors.Join(fmt.Errorf("ready file %s: %w", readyFile, err), os.Remove(temporary.Name()))
+		}
+		if err := os.Rename(temporary.Name(), readyFile); err != nil {
+			return errors.Join(fmt.Errorf("ready file %s: %w", readyFile, err), os.Remove(temporary.Name()))
+		}
+	}
+	if _, err := stdout.Write(line); err != nil {
+		return fmt.Errorf("ready line: %w", err)
+	}
+	return nil
+}
+
+// closeWithin closes the tailnet, and gives up after a while: closing a tsnet
+// node with many open connections can hang.
+func closeWithin(tailnet *Tailnet, limit time.Duration) error {
+	closed := make(chan error, 1)
+	go func() { closed <- tailnet.Close() }()
+	select {
+	case <-closed:
+	case <-time.After(limit):
+	}
+	return nil
+}
