@@ -168,10 +168,8 @@ fn a_closed_handle_is_refused_everywhere_and_never_issued_again() {
     let sd = unsafe { sys::tailscale_new() };
     let (user, ended) = ending();
     // SAFETY: `done` takes what `ending` made.
-    assert_eq!(
-        unsafe { sys::tailscale_close(sd, 5000, Some(done), user) },
-        0
-    );
+    let code = unsafe { sys::tailscale_close(sd, 5000, Some(done), user) };
+    assert_eq!(code, 0);
     assert_eq!(ended.recv_timeout(DEADLINE).unwrap(), (0, String::new()));
     for (function, code) in codes_of(sd) {
         assert_eq!(code, EBADF, "tailscale_{function} of a closed handle");
@@ -246,20 +244,15 @@ fn a_failed_up_ends_its_operation_with_the_reason() {
     let (user, ended) = ending();
     let mut op = 0;
     // SAFETY: `done` takes what `ending` made; `op` is valid for writing.
-    assert_eq!(
-        unsafe { sys::tailscale_up(sd, 5000, Some(done), user, &mut op) },
-        0
-    );
+    let code = unsafe { sys::tailscale_up(sd, 5000, Some(done), user, &mut op) };
+    assert_eq!(code, 0);
     assert_ne!(op, 0);
     let (status, text) = ended.recv_timeout(DEADLINE).unwrap();
     assert_eq!(status, -1);
     assert!(text.contains("nowhere to keep its state"), "{text}");
     // SAFETY: takes a number.
-    assert_eq!(
-        unsafe { sys::tailscale_cancel(op) },
-        0,
-        "cancelling what has ended is no error"
-    );
+    let code = unsafe { sys::tailscale_cancel(op) };
+    assert_eq!(code, 0, "cancelling what has ended is no error");
 }
 
 #[test]
