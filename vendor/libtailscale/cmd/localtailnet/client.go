@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -205,24 +206,37 @@ func (c *client) close() error {
 // dial connects over the tailnet to a node's name, full or short, or to a
 // tailnet IP; to nothing else.
 func (c *client) dial(ctx context.Context, address string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, badRequest("address %q: want host:port", address)
-	}
-	target, err := c.tailnet.resolve(host)
+	target, err := c.target(ctx, address)
 	if err != nil {
 		return nil, err
 	}
-	waiting, cancel := context.WithTimeout(ctx, joinTimeout)
-	defer cancel()
-	if err := c.awaitPeer(waiting, target); err != nil {
-		return nil, err
-	}
-	connection, err := c.server.Dial(ctx, "tcp", net.JoinHostPort(target.String(), port))
+	connection, err := c.server.Dial(ctx, "tcp", target.String())
 	if err != nil {
 		return nil, fmt.Errorf("dial %s (%s): %w", address, target, err)
 	}
 	return connection, nil
+}
+
+// target resolves host:port, and waits until the client can reach it.
+func (c *client) target(ctx context.Context, address string) (netip.AddrPort, error) {
+	host, portText, err := net.SplitHostPort(address)
+	if err != nil {
+		return netip.AddrPort{}, badRequest("address %q: want host:port", address)
+	}
+	port, err := strconv.ParseUint(portText, 10, 16)
+	if err != nil || port == 0 {
+		return netip.AddrPort{}, badRequest("address %q: want a port from 1 to 65535", address)
+	}
+	target, err := c.tailnet.resolve(host)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	if err := c.awaitPeer(ctx, target); err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.AddrPortFrom(target, uint16(port)), nil
 }
 
 // awaitPeer waits until the client's own network map has target.

@@ -4,15 +4,19 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/tailway/libtailscale/engine/stack"
 	"tailscale.com/tsnet"
 )
 
@@ -184,5 +188,60 @@ func TestATunnelKeepsItsOtherHalfWhenTheServerEndsFirst(t *testing.T) {
 		}
 	case <-testContext(t).Done():
 		t.Fatal("the server heard nothing")
+	}
+}
+
+func TestATunnelCarriesResetsBothWays(t *testing.T) {
+	tailnet := startTailnet(t, Config{})
+	server := join(t, tailnet, "abrupt")
+	network, err := stack.NewNetstack(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan stack.Conn, 1)
+	t.Cleanup(network.Accept(
+		func(_, destination netip.AddrPort) bool { return destination.Port() == 9 },
+		func(connection stack.Conn) { accepted <- connection },
+	))
+
+	connection, reader := tunnel(t, tailnet, "visitor", "abrupt:9")
+	(<-accepted).Abort()
+	if _, err := reader.ReadByte(); !errors.Is(err, syscall.ECONNRESET) {
+		t.Fatalf("the server's reset reads as %v", err)
+	}
+	connection.Close()
+
+	connection, _ = tunnel(t, tailnet, "visitor", "abrupt:9")
+	remote := <-accepted
+	connection.SetLinger(0)
+	connection.Close()
+	for {
+		_, err := remote.Read(make([]byte, 1))
+		if errors.Is(err, stack.ErrReset) {
+			break
+		}
+		if !errors.Is(err, stack.ErrWouldBlock) {
+			t.Fatalf("the client's reset reads as %v", err)
+		}
+		select {
+		case <-remote.Readable():
+		case <-testContext(t).Done():
+			t.Fatal("the client's reset never came")
+		}
+	}
+
+	refused, err := net.Dial("tcp", strings.TrimPrefix(tailnet.Ready().AdminURL, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Close()
+	fmt.Fprint(refused, "GET /client/visitor/tunnel?address=abrupt:10 HTTP/1.1\r\nHost: admin\r\nConnection: Upgrade\r\nUpgrade: tailnet-tcp\r\n\r\n")
+	response, err := http.ReadResponse(bufio.NewReader(refused), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusBadGateway {
+		t.Fatalf("a closed port gives %d, want 502", response.StatusCode)
 	}
 }

@@ -1,28 +1,22 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 	"unicode/utf8"
 )
 
 // maxAnswer bounds the body of an answer that is passed on, in bytes.
 const maxAnswer = 64 << 20
-
-// tunnelProtocol is what a request for a tunnel upgrades to.
-const tunnelProtocol = "tailnet-tcp"
 
 // httpRequest is the body of POST /client/{name}/http.
 type httpRequest struct {
@@ -154,7 +148,6 @@ func (c *client) request(ctx context.Context, request *http.Request, wanted http
 		TLSClientConfig:    &tls.Config{RootCAs: roots, ServerName: wanted.ServerName},
 		Protocols:          protocols,
 		DisableCompression: true,
-		DisableKeepAlives:  wanted.Version == "1.1",
 	}
 	defer transport.CloseIdleConnections()
 	response, err := transport.RoundTrip(request.WithContext(ctx))
@@ -200,70 +193,4 @@ func describeTLS(state *tls.ConnectionState) *tlsAnswer {
 		})
 	}
 	return answer
-}
-
-// serveTunnel upgrades the request to the bytes of a TCP connection over the
-// tailnet. The connection is made first, so a failure is an HTTP error.
-func (c *clients) serveTunnel(w http.ResponseWriter, r *http.Request) {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), tunnelProtocol) {
-		w.Header().Set("Upgrade", tunnelProtocol)
-		writeError(w, refuse(http.StatusUpgradeRequired, "want the headers Connection: Upgrade and Upgrade: %s", tunnelProtocol))
-		return
-	}
-	one, err := c.joined(r.Context(), r.PathValue("name"))
-	if err != nil {
-		writeError(w, err)
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), joinTimeout)
-	defer cancel()
-	remote, err := one.dial(ctx, r.URL.Query().Get("address"))
-	if err != nil {
-		var refusal *adminError
-		if !errors.As(err, &refusal) {
-			err = refuse(http.StatusBadGateway, "%v", err)
-		}
-		writeError(w, err)
-		return
-	}
-	defer remote.Close()
-	raw, buffered, err := http.NewResponseController(w).Hijack()
-	if err != nil {
-		writeError(w, err)
-		return
-	}
-	defer raw.Close()
-	fmt.Fprintf(raw, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\nX-Local-Addr: %s\r\nX-Remote-Addr: %s\r\n\r\n",
-		tunnelProtocol, remote.LocalAddr(), remote.RemoteAddr())
-	bridge(raw, buffered.Reader, remote)
-}
-
-// bridge copies both ways until both have ended. The end of one direction is
-// passed on as a FIN and leaves the other open; a reset ends both.
-func bridge(local net.Conn, localReader *bufio.Reader, remote net.Conn) {
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		copyHalf(remote, localReader, local)
-	}()
-	copyHalf(local, remote, remote)
-	<-ended
-}
-
-// copyHalf copies from source, which reads from the connection from, to to.
-func copyHalf(to net.Conn, source io.Reader, from net.Conn) {
-	_, err := io.Copy(to, source)
-	if err == nil {
-		if half, ok := to.(interface{ CloseWrite() error }); ok && half.CloseWrite() == nil {
-			return
-		}
-	}
-	// Whoever is on the other side must not take a broken stream for a whole
-	// one.
-	for _, connection := range []net.Conn{to, from} {
-		if tcp, ok := connection.(*net.TCPConn); ok && !errors.Is(err, syscall.EPIPE) {
-			tcp.SetLinger(0)
-		}
-		connection.Close()
-	}
 }

@@ -47,13 +47,12 @@ type front struct {
 	private  key.MachinePrivate // Noise key that nodes see
 	legacy   key.MachinePublic
 
-	inner         *memnet.Listener
-	innerServer   *http.Server
-	innerKey      key.MachinePublic
-	mu            sync.Mutex
-	machines      map[key.MachinePublic]key.MachinePrivate // of the node → ours towards testcontrol
-	unknownPaths  map[string]int
-	registerCount int
+	inner        *memnet.Listener
+	innerServer  *http.Server
+	innerKey     key.MachinePublic
+	mu           sync.Mutex
+	machines     map[key.MachinePublic]key.MachinePrivate // of the node → ours towards testcontrol
+	unknownPaths map[string]int
 }
 
 func startFront(listener net.Listener, controlURL string, base *testcontrol.Server, registry *registry, logf logger.Logf) (*front, error) {

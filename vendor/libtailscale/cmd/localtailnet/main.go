@@ -8,6 +8,36 @@
 // When every part listens it prints one line of JSON, which is what a node
 // needs to join (see Ready). Nothing in it is authenticated beyond what nodes
 // do, so it listens on loopback only.
+//
+// The admin API speaks JSON. A refusal is {"error": "…"} with a status of 4xx
+// or 5xx. NAME of a node is its first label.
+//
+//	GET    /ready                      the ready line
+//	GET    /nodes, /nodes/NAME         id, name, addresses, tags, login, online, expiry, counts
+//	DELETE /nodes/NAME                 its peers forget it, it needs to log in again
+//	POST   /nodes/NAME/tags            {"tags":["tag:x"]}
+//	POST   /nodes/NAME/login           {"login","display_name","profile_pic_url"}; takes tags away
+//	POST   /nodes/NAME/expire          {} now, {"in":"1h"} or {"never":true}
+//	POST   /nodes/NAME/rename          {"name":"other"}
+//	POST   /nodes/NAME/capabilities    {"src":"*|NAME|LOGIN|TAG","capabilities":{"cap":[…]}}; none: take away
+//	POST   /auth-keys                  {"login","tags","ephemeral","reusable","expires_in"} → {"auth_key"}
+//	POST   /filter                     {"mode":"allow|deny"} or {"rules":[{"src":[…],"dst":[…],"ports":["443"]}]}
+//	GET    /dns                        TXT records, held or not, requests that wait
+//	POST   /dns/hold, /dns/release     let set-dns requests of nodes wait
+//	GET    /acme/orders                orders by status, certificates
+//	POST   /acme/rate-limit            {"count":n} or {"on":bool}, {"retry_after":seconds}
+//	POST   /acme/renew                 {"name"}: the renewal window (ARI) is in the past; no name: of all
+//	POST   /acme/lifetime              {"lifetime":"48h"} of later certificates
+//	GET    /control                    running or not, unknown paths that were asked for
+//	POST   /control/stop, /control/start
+//	GET    /client                     names of the clients
+//	POST   /client/NAME                {"login","tags","hostname","ephemeral"}; joins, one that is there stays
+//	DELETE /client/NAME                leaves
+//	POST   /client/NAME/http           {"url","method","headers","body",…}, see httpRequest
+//	GET    /client/NAME/tunnel         ?address=HOST:PORT and Upgrade: tailnet-tcp → 101, then raw bytes
+//
+// A node without an auth key prints a login URL of the control server; opening
+// it logs the node in, as ?login=NAME when that is given.
 package main
 
 import (

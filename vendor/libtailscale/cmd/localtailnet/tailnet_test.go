@@ -231,6 +231,16 @@ func TestADeletedNodeLeavesItsPeersAndNeedsLogin(t *testing.T) {
 	if after := polls(); after > before+5 {
 		t.Fatalf("polls rose from %d to %d: a deleted node asks in a loop", before, after)
 	}
+
+	// With its old state and a key it is a new node.
+	doomed.Close()
+	returned := newNode(t, tailnet, "returned")
+	returned.Dir = doomed.Dir
+	up(t, tailnet, returned)
+	eventually(t, "the deleted node is back as another", func() bool {
+		var shown shownNode
+		return call(t, tailnet, "GET", "/nodes/returned", nil, &shown) == http.StatusOK && shown.ID > 3 && shown.Online
+	})
 }
 
 func TestAnExpiredKeyStopsTheNodeAndItsPeersKnow(t *testing.T) {
@@ -481,6 +491,14 @@ func TestTheAdminAPIRefusesWhatItCannotDo(t *testing.T) {
 		status := call(t, tailnet, refused.method, refused.path, body, &answer)
 		if status != refused.status || answer.Error == "" {
 			t.Errorf("%s %s %s: status %d %q, want %d and an error", refused.method, refused.path, refused.body, status, answer.Error, refused.status)
+		}
+	}
+}
+
+func TestTheProgramListensOnLoopbackOnly(t *testing.T) {
+	for _, address := range []string{"0.0.0.0:0", "192.0.2.1:0", "localhost:0", "nonsense"} {
+		if err := run(testContext(t), []string{"-listen", address}, strings.NewReader(""), io.Discard); err == nil {
+			t.Errorf("-listen %s is accepted", address)
 		}
 	}
 }
