@@ -8,10 +8,12 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"strings"
-	"sync"
+	"unsafe"
 
-	"github.com/tailway/libtailscale/engine/stack"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 )
 
 // tunnelProtocol is what a request for a tunnel upgrades to.
@@ -25,7 +27,7 @@ func (c *clients) serveTunnel(w http.ResponseWriter, r *http.Request) {
 		writeError(w, refuse(http.StatusUpgradeRequired, "want the headers Connection: Upgrade and Upgrade: %s", tunnelProtocol))
 		return
 	}
-	remote, err := c.openStream(r)
+	remote, err := c.openTunnel(r)
 	if err != nil {
 		var refusal *adminError
 		if !errors.As(err, &refusal) {
@@ -36,48 +38,43 @@ func (c *clients) serveTunnel(w http.ResponseWriter, r *http.Request) {
 	}
 	hijacked, buffered, err := http.NewResponseController(w).Hijack()
 	if err != nil {
-		remote.Abort()
+		abort(remote)
 		writeError(w, err)
 		return
 	}
 	local, ok := hijacked.(*net.TCPConn)
 	if !ok {
-		remote.Abort()
+		abort(remote)
 		hijacked.Close()
 		return
 	}
 	fmt.Fprintf(local, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\nX-Local-Addr: %s\r\nX-Remote-Addr: %s\r\n\r\n",
-		tunnelProtocol, remote.Source(), remote.Destination())
+		tunnelProtocol, remote.LocalAddr(), remote.RemoteAddr())
 	bridge(local, buffered.Reader, remote)
 }
 
-func (c *clients) openStream(r *http.Request) (*stream, error) {
+func (c *clients) openTunnel(r *http.Request) (*gonet.TCPConn, error) {
 	one, err := c.joined(r.Context(), r.PathValue("name"))
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), joinTimeout)
 	defer cancel()
-	address := r.URL.Query().Get("address")
-	target, err := one.target(ctx, address)
+	connection, err := one.dial(ctx, r.URL.Query().Get("address"))
 	if err != nil {
 		return nil, err
 	}
-	network, err := stack.NewNetstack(one.server)
-	if err != nil {
-		return nil, err
+	remote, ok := connection.(*gonet.TCPConn)
+	if !ok {
+		return nil, errors.Join(fmt.Errorf("tsnet dialled a %T, not a connection of gVisor", connection), connection.Close())
 	}
-	connection, err := network.Dial(ctx, target)
-	if err != nil {
-		return nil, fmt.Errorf("dial %s (%s): %w", address, target, err)
-	}
-	return &stream{Conn: connection, ended: make(chan struct{})}, nil
+	return remote, nil
 }
 
 // bridge copies both ways until both have ended. The end of one direction is
 // passed on as a FIN and leaves the other open; a reset is passed on as a
 // reset and ends both.
-func bridge(local *net.TCPConn, localReader *bufio.Reader, remote *stream) {
+func bridge(local *net.TCPConn, localReader *bufio.Reader, remote *gonet.TCPConn) {
 	sent := make(chan struct{})
 	go func() {
 		defer close(sent)
@@ -86,7 +83,7 @@ func bridge(local *net.TCPConn, localReader *bufio.Reader, remote *stream) {
 			err = remote.CloseWrite()
 		}
 		if err != nil {
-			remote.Abort()
+			abort(remote)
 		}
 	}()
 	_, err := io.Copy(local, remote)
@@ -102,57 +99,15 @@ func bridge(local *net.TCPConn, localReader *bufio.Reader, remote *stream) {
 	local.Close()
 }
 
-// stream makes a connection of the stack block.
-type stream struct {
-	stack.Conn
-	once  sync.Once
-	ended chan struct{} // closed by Close and Abort
-}
-
-func (s *stream) Read(p []byte) (int, error) {
-	for {
-		n, err := s.Conn.Read(p)
-		if !errors.Is(err, stack.ErrWouldBlock) {
-			return n, err
-		}
-		select {
-		case <-s.Readable():
-		case <-s.ended:
-			return 0, net.ErrClosed
-		}
+// abort ends a connection with RST, for which gonet has no method: the
+// endpoint that can is in a private field. Should that field change, the
+// connection ends with FIN, and a test fails.
+func abort(connection *gonet.TCPConn) {
+	field := reflect.ValueOf(connection).Elem().FieldByName("ep")
+	if field.IsValid() && field.Type() == reflect.TypeFor[tcpip.Endpoint]() {
+		// The field is addressable, since it was reached through a pointer,
+		// and its type was checked.
+		(*(*tcpip.Endpoint)(unsafe.Pointer(field.UnsafeAddr()))).Abort()
 	}
-}
-
-func (s *stream) Write(p []byte) (int, error) {
-	written := 0
-	for written < len(p) {
-		n, err := s.Conn.Write(p[written:])
-		written += n
-		if err == nil {
-			continue
-		}
-		if !errors.Is(err, stack.ErrWouldBlock) {
-			return written, err
-		}
-		select {
-		case <-s.Writable():
-		case <-s.ended:
-			return written, net.ErrClosed
-		}
-	}
-	return written, nil
-}
-
-func (s *stream) Close() {
-	s.once.Do(func() {
-		close(s.ended)
-		s.Conn.Close()
-	})
-}
-
-func (s *stream) Abort() {
-	s.once.Do(func() {
-		close(s.ended)
-		s.Conn.Abort()
-	})
+	connection.Close()
 }
