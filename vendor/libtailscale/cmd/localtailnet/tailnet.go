@@ -8,6 +8,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"tailscale.com/envknob"
@@ -149,7 +150,11 @@ func Start(config Config) (_ *Tailnet, err error) {
 		Env:              nodeEnvironment(directory),
 	}
 	for name, value := range t.ready.Env {
-		envknob.Setenv(name, value)
+		// Tailscale reads most of these without a lock, so they are written
+		// once in a process.
+		if os.Getenv(name) != value {
+			envknob.Setenv(name, value)
+		}
 	}
 	t.clients = newClients(t)
 	t.serve(adminListener, t.adminHandler())
