@@ -178,13 +178,13 @@ func TestOnlyChoosesByServerJobAndPhase(t *testing.T) {
 		return strings.Join(names, " ")
 	}
 	for only, want := range map[string]string{
-		"":                      "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls tailscaled-tls tailway-tls",
-		"tls":                   "bare go-tls tailscaled-tls tailway-tls",
+		"":                      "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls go-tls-cached tailscaled-tls tailway-tls",
+		"tls":                   "bare go-tls go-tls-cached tailscaled-tls tailway-tls",
 		"tailway":               "tailway-l4 tailway-tls",
 		"tailway,L4":            "tailway-l4",
 		"tailway-tls, go-tls":   "go-tls tailway-tls",
 		"go-tls-cached,latency": "go-tls-cached",
-		"memory":                "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls tailscaled-tls tailway-tls",
+		"memory":                "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls go-tls-cached tailscaled-tls tailway-tls",
 	} {
 		if got := names(only); got != want {
 			t.Errorf("-only %q chooses %q, want %q", only, got, want)

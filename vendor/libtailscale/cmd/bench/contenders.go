@@ -29,7 +29,6 @@ type contender struct {
 	name    string
 	subject string // what -only calls it besides its name
 	job     job
-	byName  bool // measured only when -only names it
 	launch  func(b *bench, ctx context.Context, c contender, host string) (*child, error)
 }
 
@@ -58,7 +57,7 @@ var contenders = []contender{
 	{name: "tailscaled-l4", subject: "tailscaled", job: jobL4, launch: (*bench).launchTailscaled},
 	{name: "tailway-l4", subject: "tailway", job: jobL4, launch: (*bench).launchTailway},
 	{name: peerTLS, subject: peerTLS, job: jobTLS, launch: (*bench).launchPeer},
-	{name: "go-tls-cached", subject: "go-tls-cached", job: jobTLS, byName: true, launch: (*bench).launchPeer},
+	{name: "go-tls-cached", subject: "go-tls-cached", job: jobTLS, launch: (*bench).launchPeer},
 	{name: "tailscaled-tls", subject: "tailscaled", job: jobTLS, launch: (*bench).launchTailscaled},
 	{name: "tailway-tls", subject: "tailway", job: jobTLS, launch: (*bench).launchTailway},
 }

@@ -218,7 +218,7 @@ func (r *report) circumstances(text *strings.Builder) {
 	fmt.Fprintf(text, "CPU is user and system time of the server process alone; a GB is 10⁹ bytes. A ratio divides figures of the same round; "+
 		"on a machine that others use, 15 %% either way is noise.\n")
 	fmt.Fprintf(text, "go-tls takes the node's certificate as tsnet's ListenTLS does, by a question to the LocalAPI for each full handshake; "+
-		"`-only go-tls-cached,…` keeps it in memory.\n")
+		"go-tls-cached keeps it in memory.\n")
 	if len(r.Notes) > 0 {
 		fmt.Fprintf(text, "\nNotes:\n%s", list(r.Notes))
 	}

@@ -73,12 +73,15 @@ func (b *bench) round(ctx context.Context, round int) error {
 			}
 		}
 	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	// A fresh client for each round: the last one keeps what it closed in
 	// TIME-WAIT.
 	b.endClient(ctx)
 	b.loads = append(b.loads, loadAverage())
 	fmt.Fprintf(os.Stderr, "bench: round %d of %d done, load average %s\n", round+1, b.options.rounds, loadAverage())
-	return ctx.Err()
+	return nil
 }
 
 // measureAlone measures a process that has served nothing else.

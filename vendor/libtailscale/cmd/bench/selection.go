@@ -45,7 +45,7 @@ func choose(only string) ([]contender, map[phase]bool, error) {
 	var chosen []contender
 	for _, c := range contenders {
 		named := slices.Contains(names, c.name) || slices.Contains(names, c.subject)
-		wanted := named || len(names) == 0 && !c.byName
+		wanted := named || len(names) == 0
 		ofJob := len(jobs) == 0 || c.job == jobNone || slices.Contains(jobs, strings.ToLower(string(c.job)))
 		if wanted && ofJob {
 			chosen = append(chosen, c)
