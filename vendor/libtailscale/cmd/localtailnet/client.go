@@ -25,6 +25,10 @@ import (
 // hear of a peer that is there.
 const joinTimeout = 30 * time.Second
 
+// closeTimeout bounds the closing of a client: that of a tsnet node with many
+// open connections can hang.
+const closeTimeout = 3 * time.Second
+
 // clients are the tailnet nodes that this process runs for its users.
 type clients struct {
 	tailnet *Tailnet
@@ -63,9 +67,13 @@ func (c *clients) close() error {
 	all := c.byName
 	c.byName = map[string]*client{}
 	c.mu.Unlock()
-	var errs []error
+	results := make(chan error, len(all))
 	for _, one := range all {
-		errs = append(errs, one.close())
+		go func() { results <- one.close() }()
+	}
+	var errs []error
+	for range all {
+		errs = append(errs, <-results)
 	}
 	return errors.Join(errs...)
 }
@@ -198,7 +206,13 @@ func (c *client) close() error {
 	defer c.joining.Unlock()
 	var err error
 	if c.started {
-		err = c.server.Close()
+		closed := make(chan error, 1)
+		go func() { closed <- c.server.Close() }()
+		select {
+		case err = <-closed:
+		case <-time.After(closeTimeout):
+			err = fmt.Errorf("client %q does not close", c.name)
+		}
 	}
 	return errors.Join(err, os.RemoveAll(c.dir))
 }

@@ -36,6 +36,11 @@
 //	POST   /client/NAME/http           {"url","method","headers","body",…}, see httpRequest
 //	GET    /client/NAME/tunnel         ?address=HOST:PORT and Upgrade: tailnet-tcp → 101, then raw bytes
 //
+// A node that asked in vain while control was stopped comes back up to 10 s
+// after the start: its client waits out its dial timeout when the only port
+// fails. A node asks for its renewal window once per process and certificate,
+// so /acme/renew must come before it has asked.
+//
 // A node without an auth key prints a login URL of the control server; opening
 // it logs the node in, as ?login=NAME when that is given.
 package main
@@ -143,8 +148,8 @@ func announce(ready Ready, readyFile string, stdout io.Writer) error {
 	return nil
 }
 
-// closeWithin closes the tailnet, and gives up after a while: closing a tsnet
-// node with many open connections can hang.
+// closeWithin closes the tailnet, and gives up after a while: the process is
+// to end in any case.
 func closeWithin(tailnet *Tailnet, limit time.Duration) error {
 	closed := make(chan error, 1)
 	go func() { closed <- tailnet.Close() }()

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"tailscale.com/tailcfg"
 	"tailscale.com/tstest/integration/testcontrol"
@@ -263,10 +265,11 @@ func displayName(login string) string {
 		return "Tagged Devices"
 	}
 	name, _, _ := strings.Cut(login, "@")
-	if name == "" {
+	first, size := utf8.DecodeRuneInString(name)
+	if size == 0 {
 		return login
 	}
-	return strings.ToUpper(name[:1]) + name[1:]
+	return string(unicode.ToUpper(first)) + name[size:]
 }
 
 // deleteLocked removes a node; its record stays, so that its own poll can be

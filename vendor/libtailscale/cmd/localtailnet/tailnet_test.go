@@ -293,6 +293,9 @@ func TestANodeKeepsItsIdentityAcrossRestartsAndExpiry(t *testing.T) {
 	if after.ID != before.ID || !slices.Equal(after.Addresses, before.Addresses) {
 		t.Fatalf("after logging in again the node is %+v, was %+v", after, before)
 	}
+	if _, _, err := localClient(t, third).CertPair(testContext(t), "keeper.tail1234.ts.net"); err != nil {
+		t.Fatalf("certificate with the new key: %v", err)
+	}
 }
 
 func TestOnlineFollowsTheStreamAndEphemeralNodesAreRemoved(t *testing.T) {
