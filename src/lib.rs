@@ -7,6 +7,12 @@
 //! ARCHITECTURE.md has the floors; a test holds them.
 #![deny(unsafe_code)]
 
+pub mod admin;
+pub mod args;
+pub mod drain;
+pub mod metrics;
 pub mod model;
 pub mod net;
+pub mod proxy;
 pub mod tailnet;
+pub mod telemetry;

@@ -5,6 +5,7 @@
 //! as a stream or splices it to a backend, whichever the network does best.
 
 pub mod host;
+pub mod relay;
 pub mod tailnet;
 
 use crate::model::Identity;

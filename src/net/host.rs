@@ -1,1 +1,226 @@
 //! Listeners on sockets of this host.
+
+use super::{
+    Accepted, Admission, BindError, End, Flow, Listener, Network, SpliceOptions, Stream, Transfer,
+    relay::copy_both,
+};
+use crate::model::Identity;
+use socket2::SockRef;
+use std::{
+    io::{self, IoSlice},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+};
+
+/// An address of this host.
+#[derive(Clone, Copy, Debug)]
+pub struct HostNetwork {
+    ip: IpAddr,
+}
+
+/// A port of this host.
+pub struct HostListener {
+    listener: TcpListener,
+    address: SocketAddr,
+    admission: Arc<dyn Admission>,
+}
+
+/// A connection to this host.
+#[derive(Debug)]
+pub struct HostAccepted {
+    stream: TcpStream,
+    flow: Flow,
+}
+
+/// An open connection to this host.
+#[derive(Debug)]
+pub struct HostStream(TcpStream);
+
+/// Makes closing a socket a reset (RFC 9293 §3.10.5, by `SO_LINGER` of zero).
+pub fn reset_on_close(stream: &TcpStream) {
+    // A socket that refuses is gone already.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+// === impl HostNetwork ===
+
+impl HostNetwork {
+    pub fn new(ip: IpAddr) -> Self {
+        Self { ip }
+    }
+}
+
+impl Network for HostNetwork {
+    type Listener = HostListener;
+
+    async fn bind(
+        &self,
+        port: u16,
+        admission: Arc<dyn Admission>,
+    ) -> Result<HostListener, BindError> {
+        let bound = TcpListener::bind((self.ip, port))
+            .await
+            .and_then(|listener| {
+                let address = listener.local_addr()?;
+                Ok(HostListener {
+                    listener,
+                    address,
+                    admission,
+                })
+            });
+        bound.map_err(|error| match error.kind() {
+            io::ErrorKind::AddrInUse => BindError::InUse(port),
+            _ => BindError::Io { port, error },
+        })
+    }
+}
+
+impl std::fmt::Debug for HostListener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostListener")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Listener for HostListener {
+    type Accepted = HostAccepted;
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    async fn accept(&mut self) -> Option<HostAccepted> {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, source)) => {
+                    let flow = Flow {
+                        source,
+                        destination: self.address,
+                    };
+                    if self.admission.admit(&flow) {
+                        return Some(HostAccepted { stream, flow });
+                    }
+                    reset_on_close(&stream);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, address = %self.address, "cannot accept");
+                    // Out of file descriptors, most likely: trying again at once would spin.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        }
+    }
+}
+
+impl Accepted for HostAccepted {
+    type Stream = HostStream;
+
+    fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    fn identity(&self) -> Option<Arc<Identity>> {
+        None
+    }
+
+    fn open(self) -> io::Result<HostStream> {
+        self.stream.set_nodelay(true)?;
+        Ok(HostStream(self.stream))
+    }
+
+    async fn splice(mut self, mut backend: TcpStream, options: SpliceOptions) -> Transfer {
+        // Until it ended in order, leaving early resets both.
+        reset_on_close(&self.stream);
+        reset_on_close(&backend);
+        let end = match backend.write_all(&options.prefix).await {
+            Ok(()) => {
+                copy_both(
+                    &mut self.stream,
+                    &mut backend,
+                    options.idle_timeout,
+                    &options.progress,
+                )
+                .await
+            }
+            Err(_) => End::BackendReset,
+        };
+        if end == End::Eof {
+            close_in_order(&self.stream);
+            close_in_order(&backend);
+        }
+        Transfer {
+            received: options.progress.received.load(Ordering::Relaxed),
+            sent: options.progress.sent.load(Ordering::Relaxed),
+            end,
+        }
+    }
+
+    fn reset(self) {
+        reset_on_close(&self.stream);
+    }
+}
+
+/// Undoes [`reset_on_close`].
+pub fn close_in_order(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
+// === impl HostStream ===
+
+impl Stream for HostStream {
+    fn reset(self) {
+        reset_on_close(&self.0);
+    }
+
+    fn was_reset(&self) -> bool {
+        false // a read fails with ECONNRESET instead
+    }
+}
+
+impl AsyncRead for HostStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for HostStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, buffer)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffers: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(context, buffers)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}

@@ -1,5 +1,31 @@
 //! Tailnet nodes: safe, async, owned types over `libtailscale-sys`.
+//!
+//! ```text
+//!   Node ──listen(port)──→ Listener ──accept──→ Pending ──open──→ Connection (a stream)
+//!    │                                             └────splice──→ Ended
+//!    ├──dial(address)─────────────────────────────→ Pending
+//!    ├──listen_packet(address)──→ PacketSocket
+//!    └──status, watch, whois, certificate, metrics
+//! ```
+//!
+//! `unsafe` stays in [`ffi`]; that a connection is a file descriptor stays in [`connection`].
 
+mod connection;
 mod error;
+mod ffi;
+mod listener;
+mod node;
+mod packet;
+mod process;
+mod status;
 
+pub use connection::{Connection, EndReason, Ended, Pending, Splice};
 pub use error::Error;
+pub use ffi::Counts;
+pub use listener::{Admit, Listener};
+pub use node::{Auth, Node, NodeConfig, Secret, State, StateStore};
+pub use packet::PacketSocket;
+pub use process::{
+    counts, forward_logs, patch_signal_handlers, set_environment, set_memory, tailscale_version,
+};
+pub use status::{Peers, Status};

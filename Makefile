@@ -1,0 +1,49 @@
+# tailway. `make demo` shows it, `make test` proves it; both need Rust, Go and a C compiler only.
+
+CARGO ?= cargo
+GO ?= go
+TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
+TOOLS := $(CURDIR)/.tools
+LIBTAILSCALE := vendor/libtailscale
+GO_BUILD := -trimpath -buildvcs=false -tags netgo,osusergo
+export TAILWAY_LOCALTAILNET := $(TARGET)/localtailnet
+
+.PHONY: build demo test test-go test-rust lint gen bench localtailnet release
+
+build: ## tailway for development
+	$(CARGO) build
+
+release: ## tailway for production: $(TARGET)/release/tailway
+	$(CARGO) build --release
+
+demo: build localtailnet ## a Gateway on a local tailnet, from YAML to https
+	TAILWAY=$(TARGET)/debug/tailway manifests/samples/demo.sh
+
+localtailnet: ## control server, DERP, STUN and ACME on loopback, in one program
+	cd $(LIBTAILSCALE) && $(GO) build $(GO_BUILD) -o $(TARGET)/localtailnet ./cmd/localtailnet
+
+test: test-rust test-go ## everything that needs nothing but this machine
+
+test-rust: localtailnet
+	$(CARGO) test --workspace
+
+test-go:
+	cd $(LIBTAILSCALE) && $(GO) test $(GO_BUILD) ./...
+
+lint: $(TOOLS)/bin/cargo-deny
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
+	test -z "$$(gofmt -l $(LIBTAILSCALE))"
+	cd $(LIBTAILSCALE) && $(GO) vet -tags netgo,osusergo ./...
+
+$(TOOLS)/bin/cargo-deny:
+	$(CARGO) install --locked --root $(TOOLS) cargo-deny
+
+gen: ## bindings of tailscale.h and the types of the Gateway API; the result is checked in
+	$(LIBTAILSCALE)/sys/gen.sh
+	src/api/gen.sh
+
+bench: release localtailnet ## tailway against Go peers on the same machine, as ratios
+	cd $(LIBTAILSCALE) && $(GO) build $(GO_BUILD) -o $(TARGET)/bench ./cmd/bench
+	$(TARGET)/bench -tailway $(TARGET)/release/tailway -localtailnet $(TARGET)/localtailnet $(BENCH)

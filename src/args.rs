@@ -1,0 +1,256 @@
+//! The command line: strings become typed values here and nowhere else.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+/// Gateways on a tailnet.
+///
+/// Every Gateway (Kubernetes Gateway API) becomes a tailnet node that terminates TLS with
+/// certificates from the tailnet and proxies to backends.
+#[derive(Debug, Parser)]
+#[command(name = "tailway", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub log: LogArguments,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Serve the Gateways of YAML files on this host; changes of the files are applied live
+    Run(Box<RunArguments>),
+    /// Print the conditions that the objects of YAML files would get; exit 1 if one is not accepted
+    Check(CheckArguments),
+}
+
+#[derive(Args, Debug)]
+pub struct LogArguments {
+    /// How log lines are written
+    #[arg(
+        long,
+        env = "TAILWAY_LOG_FORMAT",
+        default_value = "text",
+        global = true
+    )]
+    pub log_format: LogFormat,
+    /// Which log lines are written, such as `debug` or `tailway=debug,tailscale=info`
+    #[arg(
+        long,
+        env = "TAILWAY_LOG",
+        default_value = "info",
+        global = true,
+        value_name = "FILTER"
+    )]
+    pub log_level: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Args, Debug)]
+pub struct CheckArguments {
+    /// YAML files or directories
+    #[arg(short, long = "file", required = true, num_args = 1.., value_name = "PATH")]
+    pub files: Vec<PathBuf>,
+    /// What is printed
+    #[arg(short, long, default_value = "table")]
+    pub output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Table,
+    Yaml,
+}
+
+#[derive(Args, Debug)]
+pub struct RunArguments {
+    /// YAML files or directories
+    #[arg(short, long = "file", required = true, num_args = 1.., value_name = "PATH")]
+    pub files: Vec<PathBuf>,
+    #[command(flatten)]
+    pub node: NodeArguments,
+    #[command(flatten)]
+    pub limits: LimitArguments,
+    /// Where /healthz, /readyz, /metrics, /config and /status are served
+    #[arg(
+        long,
+        env = "TAILWAY_ADMIN_ADDR",
+        default_value = "127.0.0.1:9090",
+        value_name = "ADDRESS"
+    )]
+    pub admin_addr: SocketAddr,
+    /// How long open connections may go on after SIGTERM or SIGINT; a second signal ends at once
+    #[arg(long, env = "TAILWAY_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    pub drain_timeout: Duration,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Tailnet node")]
+pub struct NodeArguments {
+    /// Where node identities and certificates are kept, a directory for each Gateway
+    /// [default: $XDG_STATE_HOME/tailway or ~/.local/state/tailway]
+    #[arg(long, env = "TAILWAY_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Auth key for nodes that have no identity yet; without one a login URL is printed
+    #[arg(long, env = "TS_AUTHKEY", hide_env_values = true, value_name = "KEY")]
+    pub auth_key: Option<String>,
+    /// OAuth client secret instead of an auth key; needs --tags
+    #[arg(
+        long,
+        env = "TS_CLIENT_SECRET",
+        hide_env_values = true,
+        value_name = "SECRET",
+        requires = "tags",
+        conflicts_with = "auth_key"
+    )]
+    pub client_secret: Option<String>,
+    /// Tags of the nodes, such as `tag:web,tag:prod`
+    #[arg(long, env = "TS_TAGS", value_delimiter = ',', value_parser = tag, value_name = "TAGS")]
+    pub tags: Vec<String>,
+    /// Control server, when it is not Tailscale's
+    #[arg(long, env = "TS_CONTROL_URL", value_name = "URL")]
+    pub control_url: Option<String>,
+    /// Let the tailnet forget the nodes once they are gone
+    #[arg(long, env = "TAILWAY_EPHEMERAL")]
+    pub ephemeral: bool,
+    /// Upper bound of a connection's TCP buffers towards the tailnet, each way, in bytes
+    #[arg(long, env = "TAILWAY_TCP_BUFFER", default_value_t = 1 << 20, value_name = "BYTES",
+          value_parser = clap::value_parser!(u32).range(16_384..=64 << 20))]
+    pub tcp_buffer: u32,
+    /// Soft limit of the tailnet engine's heap in bytes (GOMEMLIMIT) [default: none]
+    #[arg(long, env = "TAILWAY_ENGINE_MEMORY", value_name = "BYTES")]
+    pub engine_memory: Option<u64>,
+    /// Growth of the tailnet engine's heap between collections in percent (GOGC)
+    #[arg(
+        long,
+        env = "TAILWAY_ENGINE_GC",
+        default_value_t = 75,
+        value_name = "PERCENT"
+    )]
+    pub engine_gc: u32,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArguments {
+    /// How long a TLS handshake may take
+    #[arg(long, env = "TAILWAY_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub handshake_timeout: Duration,
+    /// How long connecting to an endpoint may take
+    #[arg(long, env = "TAILWAY_CONNECT_TIMEOUT", default_value = "5s", value_parser = duration, value_name = "DURATION")]
+    pub connect_timeout: Duration,
+    /// End connections that moved no byte for so long [default: never]
+    #[arg(long, env = "TAILWAY_IDLE_TIMEOUT", value_parser = duration, value_name = "DURATION")]
+    pub idle_timeout: Option<Duration>,
+    /// Open connections per listener
+    #[arg(
+        long,
+        env = "TAILWAY_MAX_CONNECTIONS",
+        default_value_t = 10_000,
+        value_name = "COUNT"
+    )]
+    pub max_connections: usize,
+    /// Open connections per listener and tailnet peer
+    #[arg(
+        long,
+        env = "TAILWAY_MAX_CONNECTIONS_PER_PEER",
+        default_value_t = 1_000,
+        value_name = "COUNT"
+    )]
+    pub max_connections_per_peer: usize,
+}
+
+/// Parses `500ms`, `10s`, `5m`, `1h`: the units of Gateway API durations (GEP-2257), one at a time.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a duration is a whole number and ms, s, m or h, such as 30s".into()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor))
+        .filter(|&millis| millis > 0)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "a duration is a whole number above 0 and ms, s, m or h".into())
+}
+
+/// Parses a tag as the tailnet policy spells it: `tag:`, a letter, then letters, digits and dashes.
+fn tag(text: &str) -> Result<String, String> {
+    let name = text.trim().strip_prefix("tag:").unwrap_or_default();
+    let legal = name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if legal {
+        Ok(text.trim().to_owned())
+    } else {
+        Err("a tag is `tag:` and a letter, then letters, digits and dashes".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_are_above_zero() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "0s",
+            "-1s",
+            "1.5s",
+            "1d",
+            "99999999999999999999h",
+        ] {
+            assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn tags_are_spelled_as_in_the_tailnet_policy() {
+        assert_eq!(tag(" tag:web-1"), Ok("tag:web-1".into()));
+        for wrong in ["web", "tag:", "tag:1a", "tag:a b", "tag:a:b"] {
+            assert!(tag(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_client_secret_needs_tags() {
+        let parse = |words: &[&str]| Arguments::try_parse_from(words.iter().copied());
+        assert!(parse(&["tailway", "run", "-f", "x", "--client-secret", "s"]).is_err());
+        assert!(
+            parse(&[
+                "tailway",
+                "run",
+                "-f",
+                "x",
+                "--client-secret",
+                "s",
+                "--tags",
+                "tag:a"
+            ])
+            .is_ok()
+        );
+    }
+}

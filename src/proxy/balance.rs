@@ -1,0 +1,375 @@
+//! Which endpoint a connection goes to.
+
+use crate::model::{Backend, BackendId, Endpoint, Forward, Snapshot};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::TcpStream, time::Instant};
+
+/// The backends of a snapshot, with the open connections of their endpoints.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Backends {
+    by_id: BTreeMap<BackendId, Arc<Balancer>>,
+}
+
+/// A route, ready to draw from.
+#[derive(Debug)]
+pub(super) struct Route {
+    pub(super) name: String,
+    /// Running sum of weights, and the backend up to there.
+    picks: Vec<(u64, Option<Arc<Balancer>>)>,
+    total: u64,
+}
+
+/// The endpoints of a backend.
+#[derive(Debug)]
+pub(super) struct Balancer {
+    pub(super) name: String,
+    endpoints: Vec<Arc<Tracked>>,
+}
+
+/// An endpoint and how many connections it has. Survives snapshots that still name it.
+#[derive(Debug)]
+struct Tracked {
+    endpoint: Endpoint,
+    open: AtomicUsize,
+}
+
+/// A connection to an endpoint; counted until dropped.
+#[derive(Debug)]
+pub(super) struct Connected {
+    tracked: Arc<Tracked>,
+}
+
+/// Why no endpoint was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unreachable {
+    NoEndpoints,
+    Name,
+    Timeout,
+    Refused,
+    Other,
+}
+
+// === impl Backends ===
+
+impl Backends {
+    /// Those of a snapshot; endpoints that stay keep their counts.
+    pub(super) fn of(snapshot: &Snapshot, before: &Self) -> Self {
+        let by_id = snapshot
+            .backends
+            .iter()
+            .map(|(id, backend)| {
+                let balancer = Balancer::of(id, backend, before.by_id.get(id));
+                (id.clone(), Arc::new(balancer))
+            })
+            .collect();
+        Self { by_id }
+    }
+
+    pub(super) fn route(&self, forward: &Forward) -> Route {
+        let mut total = 0;
+        let picks = forward
+            .backends
+            .iter()
+            .filter(|weighted| weighted.weight > 0)
+            .map(|weighted| {
+                total += u64::from(weighted.weight);
+                let balancer = weighted
+                    .backend
+                    .as_ref()
+                    .and_then(|id| self.by_id.get(id))
+                    .cloned();
+                (total, balancer)
+            })
+            .collect();
+        Route {
+            name: forward.route.to_string(),
+            picks,
+            total,
+        }
+    }
+}
+
+impl Route {
+    /// Draws a backend by weight; `None` when the draw falls on an invalid one, or on none.
+    pub(super) fn draw(&self) -> Option<&Arc<Balancer>> {
+        if self.total == 0 {
+            return None;
+        }
+        let point = below(self.total);
+        let index = self.picks.partition_point(|(upto, _)| *upto <= point);
+        self.picks
+            .get(index)
+            .and_then(|(_, balancer)| balancer.as_ref())
+    }
+}
+
+impl Balancer {
+    fn of(id: &BackendId, backend: &Backend, before: Option<&Arc<Self>>) -> Self {
+        let known: HashMap<&Endpoint, &Arc<Tracked>> = before
+            .iter()
+            .flat_map(|balancer| &balancer.endpoints)
+            .map(|tracked| (&tracked.endpoint, tracked))
+            .collect();
+        let endpoints = backend
+            .endpoints
+            .iter()
+            .map(|endpoint| match known.get(endpoint) {
+                Some(tracked) => Arc::clone(tracked),
+                None => Arc::new(Tracked {
+                    endpoint: endpoint.clone(),
+                    open: AtomicUsize::new(0),
+                }),
+            })
+            .collect();
+        Self {
+            name: id.to_string(),
+            endpoints,
+        }
+    }
+
+    /// Connects to one of two endpoints drawn at random, that with fewer open connections; once
+    /// more to another one when that fails.
+    pub(super) async fn connect(
+        &self,
+        timeout: Duration,
+    ) -> Result<(TcpStream, Connected), Unreachable> {
+        let first = self.pick(None).ok_or(Unreachable::NoEndpoints)?;
+        match Arc::clone(&first).connect(timeout).await {
+            Ok(connected) => Ok(connected),
+            Err(error) => match self.pick(Some(&first)) {
+                Some(second) => second.connect(timeout).await,
+                None => Err(error),
+            },
+        }
+    }
+
+    fn pick(&self, not: Option<&Arc<Tracked>>) -> Option<Arc<Tracked>> {
+        let left: Vec<_> = match not {
+            Some(not) => self
+                .endpoints
+                .iter()
+                .filter(|e| !Arc::ptr_eq(e, not))
+                .collect(),
+            None => self.endpoints.iter().collect(),
+        };
+        let picked = match left.as_slice() {
+            [] => return None,
+            [only] => only,
+            several => {
+                let count = several.len() as u64;
+                let one = below(count);
+                // A second one that is another.
+                let two = (one + 1 + below(count - 1)) % count;
+                let (one, two) = (several[one as usize], several[two as usize]);
+                if two.open.load(Ordering::Relaxed) < one.open.load(Ordering::Relaxed) {
+                    two
+                } else {
+                    one
+                }
+            }
+        };
+        Some(Arc::clone(picked))
+    }
+}
+
+impl Tracked {
+    async fn connect(
+        self: Arc<Self>,
+        timeout: Duration,
+    ) -> Result<(TcpStream, Connected), Unreachable> {
+        // Counted from here on, so that many connecting at once spread out.
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let connected = Connected { tracked: self };
+        let stream = connected.tracked.open_stream(timeout).await?;
+        // A proxy passes on what it gets when it gets it.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, connected))
+    }
+
+    async fn open_stream(&self, timeout: Duration) -> Result<TcpStream, Unreachable> {
+        let deadline = Instant::now() + timeout;
+        let connect = async {
+            match &self.endpoint {
+                Endpoint::Address(ip, port) => TcpStream::connect(SocketAddr::new(*ip, *port))
+                    .await
+                    .map_err(Unreachable::of),
+                Endpoint::Name(name, port) => {
+                    let addresses: Vec<_> = tokio::net::lookup_host((name.as_str(), *port))
+                        .await
+                        .map_err(|_| Unreachable::Name)?
+                        .collect();
+                    TcpStream::connect(addresses.as_slice())
+                        .await
+                        .map_err(Unreachable::of)
+                }
+            }
+        };
+        tokio::time::timeout_at(deadline, connect)
+            .await
+            .unwrap_or(Err(Unreachable::Timeout))
+    }
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.tracked.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Connected {
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.tracked.endpoint
+    }
+}
+
+// === impl Unreachable ===
+
+impl Unreachable {
+    fn of(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::ConnectionRefused => Self::Refused,
+            io::ErrorKind::TimedOut => Self::Timeout,
+            _ => Self::Other,
+        }
+    }
+
+    /// A label for metrics and logs.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::NoEndpoints => "no_endpoints",
+            Self::Name => "name_not_resolved",
+            Self::Timeout => "connect_timeout",
+            Self::Refused => "connection_refused",
+            Self::Other => "connect_error",
+        }
+    }
+}
+
+/// A number below `limit`, evenly; `limit` is above 0.
+fn below(limit: u64) -> u64 {
+    // Lemire's multiplication: the bias is below 2^-32 for any limit of ours.
+    ((u128::from(random()) * u128::from(limit)) >> 64) as u64
+}
+
+/// xorshift64* seeded per thread by the hasher's keys: good enough to spread load, and free.
+fn random() -> u64 {
+    use std::{
+        cell::Cell,
+        hash::{BuildHasher, RandomState},
+    };
+    thread_local! {
+        static STATE: Cell<u64> = Cell::new(RandomState::new().hash_one(0u8) | 1);
+    }
+    STATE.with(|state| {
+        let mut x = state.get();
+        x ^= x >> 12;
+        x ^= x << 25;
+        x ^= x >> 27;
+        state.set(x);
+        x.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ObjectName, WeightedBackend};
+
+    fn id(name: &str) -> BackendId {
+        BackendId {
+            service: ObjectName::new("default", name),
+            port: 80,
+        }
+    }
+
+    fn balancer(name: &str, ports: &[u16], before: Option<&Arc<Balancer>>) -> Arc<Balancer> {
+        let endpoints = ports
+            .iter()
+            .map(|&port| Endpoint::Address([127, 0, 0, 1].into(), port))
+            .collect();
+        Arc::new(Balancer::of(&id(name), &Backend { endpoints }, before))
+    }
+
+    #[test]
+    fn connections_are_drawn_by_weight_and_invalid_backends_keep_their_share() {
+        let backends = Backends {
+            by_id: [("a", 1), ("b", 2)]
+                .map(|(name, port)| (id(name), balancer(name, &[port], None)))
+                .into(),
+        };
+        let weighted = |weight, backend: Option<&str>| WeightedBackend {
+            weight,
+            backend: backend.map(id),
+        };
+        let route = backends.route(&Forward {
+            route: ObjectName::new("default", "route"),
+            backends: vec![
+                weighted(6, Some("a")),
+                weighted(0, Some("b")),
+                weighted(3, Some("b")),
+                weighted(1, None),
+            ],
+        });
+        let mut drawn = HashMap::new();
+        for _ in 0..20_000 {
+            *drawn
+                .entry(route.draw().map_or("none", |balancer| &balancer.name))
+                .or_insert(0) += 1;
+        }
+        for (name, expected) in [
+            ("default/a:80", 12_000),
+            ("default/b:80", 6_000),
+            ("none", 2_000),
+        ] {
+            let count: i32 = drawn[name];
+            assert!(
+                (count - expected).abs() < 700,
+                "{name}: {count}, not about {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_route_without_weight_draws_nothing() {
+        let route = Backends::default().route(&Forward {
+            route: ObjectName::new("default", "route"),
+            backends: vec![WeightedBackend {
+                weight: 0,
+                backend: Some(id("a")),
+            }],
+        });
+        assert!(route.draw().is_none());
+    }
+
+    #[test]
+    fn of_two_endpoints_the_one_with_fewer_connections_is_taken() {
+        let balancer = balancer("a", &[1, 2], None);
+        balancer.endpoints[0].open.store(5, Ordering::Relaxed);
+        for _ in 0..100 {
+            let picked = balancer.pick(None).unwrap();
+            assert_eq!(picked.endpoint, balancer.endpoints[1].endpoint);
+        }
+    }
+
+    #[test]
+    fn endpoints_that_stay_keep_their_counts() {
+        let before = balancer("a", &[1, 2], None);
+        before.endpoints[1].open.store(7, Ordering::Relaxed);
+        let after = balancer("a", &[2, 3], Some(&before));
+        let open: Vec<_> = after
+            .endpoints
+            .iter()
+            .map(|e| e.open.load(Ordering::Relaxed))
+            .collect();
+        assert_eq!(open, [7, 0]);
+    }
+}

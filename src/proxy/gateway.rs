@@ -1,0 +1,387 @@
+//! One Gateway as a tailnet node: joins, obtains its certificate, serves, and says how it stands.
+
+use super::{
+    CertificateState, IssueError, Issuer, Limits, PortError, Proxy, Schedule, TailnetCertificate,
+};
+use crate::{
+    drain::Drain,
+    metrics::Metrics,
+    model::{Certificate, NodeReport, Port, Programmed, Snapshot, Unready},
+    tailnet::{self, Node, NodeConfig, Status},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+/// What the Gateways of a process have in common.
+#[derive(Clone, Debug)]
+pub struct GatewaySettings {
+    pub limits: Limits,
+    pub metrics: Metrics,
+    pub schedule: Schedule,
+}
+
+/// A Gateway that is served. Dropping it ends it at once; [`Gateway::end`] does so gracefully.
+#[derive(Debug)]
+pub struct Gateway {
+    snapshot: watch::Sender<Snapshot>,
+    report: watch::Receiver<NodeReport>,
+    node: watch::Receiver<Option<Node>>,
+    drain: Drain,
+    task: JoinHandle<()>,
+}
+
+/// How long an ACME exchange may take; an issuer that limits answers much sooner.
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// How long the engine of a node may take to end.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long to wait before a node is started again that could not be.
+const RESTART: Duration = Duration::from_secs(5);
+
+// === impl Gateway ===
+
+impl Gateway {
+    /// Starts to serve `snapshot` on a node of its own.
+    pub fn start(
+        snapshot: Snapshot,
+        config: NodeConfig,
+        settings: GatewaySettings,
+        drain: &Drain,
+    ) -> Self {
+        let drain = drain.child();
+        let (snapshot, snapshots) = watch::channel(snapshot);
+        let (reports, report) = watch::channel(NodeReport::default());
+        let (nodes, node) = watch::channel(None);
+        let gateway = snapshots.borrow().gateway.to_string();
+        let serving = Serving {
+            gateway,
+            config,
+            settings,
+            drain: drain.clone(),
+            snapshots,
+            reports,
+            nodes,
+            certificate: Arc::default(),
+        };
+        let task = tokio::spawn(serving.run());
+        Self {
+            snapshot,
+            report,
+            node,
+            drain,
+            task,
+        }
+    }
+
+    /// Serves another snapshot of the same node from now on.
+    pub fn apply(&self, snapshot: Snapshot) {
+        self.snapshot.send_if_modified(|current| {
+            let changed = *current != snapshot;
+            *current = snapshot;
+            changed
+        });
+    }
+
+    /// How it stands. The sender is gone once the Gateway has ended.
+    pub fn report(&self) -> watch::Receiver<NodeReport> {
+        self.report.clone()
+    }
+
+    /// Open connections.
+    pub fn open_connections(&self) -> usize {
+        self.drain.open()
+    }
+
+    /// Stops accepting, lets connections finish until the deadline, then ends the node.
+    pub async fn end(self, deadline: Duration) {
+        let in_order = self.drain.end(deadline).await;
+        self.task.abort();
+        let node = self.node.borrow().clone();
+        if let Some(node) = node {
+            if in_order {
+                // The last bytes and FINs are in the engine's queue still.
+                node.settle().await;
+            }
+            if let Err(error) = node.close(CLOSE_TIMEOUT).await {
+                tracing::warn!(%error, "the tailnet node did not end in time");
+            }
+        }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// The task of a Gateway.
+struct Serving {
+    gateway: String,
+    config: NodeConfig,
+    settings: GatewaySettings,
+    drain: Drain,
+    snapshots: watch::Receiver<Snapshot>,
+    reports: watch::Sender<NodeReport>,
+    nodes: watch::Sender<Option<Node>>,
+    certificate: Arc<TailnetCertificate>,
+}
+
+impl Serving {
+    async fn run(mut self) {
+        loop {
+            match Node::start(self.config.clone()).await {
+                Ok(node) => {
+                    self.nodes.send_replace(Some(node.clone()));
+                    self.serve(node).await;
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(gateway = self.gateway, %error, "the tailnet node cannot start");
+                    self.report(
+                        Unready::Invalid,
+                        format!("the tailnet node cannot start: {error}"),
+                    );
+                    tokio::time::sleep(RESTART).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&mut self, node: Node) {
+        let mut proxy = Proxy::new(
+            node.clone(),
+            self.gateway.clone(),
+            self.settings.limits.clone(),
+            self.settings.metrics.clone(),
+            self.drain.clone(),
+            Arc::clone(&self.certificate),
+        );
+        let renewal = Renewal::start(
+            node.clone(),
+            Arc::clone(&self.certificate),
+            self.settings.schedule.clone(),
+        );
+        let mut statuses = node.watch();
+        let mut certificate = self.certificate.watch();
+        let mut errors = Vec::new();
+        let mut login = String::new();
+        let mut applied = None;
+        loop {
+            let snapshot = self.snapshots.borrow_and_update().clone();
+            if applied.as_ref() != Some(&snapshot) {
+                errors = proxy.apply(&snapshot).await;
+                applied = Some(snapshot.clone());
+            }
+            let status = statuses.borrow_and_update().clone();
+            let state = certificate.borrow_and_update().clone();
+            self.tell_login(&status, &mut login);
+            renewal.name(&status, &snapshot);
+            self.observe(&status, &state);
+            let report = report_of(&snapshot, &status, &state, &errors);
+            self.reports.send_if_modified(|current| {
+                let changed = *current != report;
+                *current = report;
+                changed
+            });
+            let changed = tokio::select! {
+                changed = statuses.changed() => changed,
+                changed = certificate.changed() => changed,
+                changed = self.snapshots.changed() => changed,
+            };
+            if changed.is_err() {
+                // The node was closed, or the owner is gone.
+                self.report(Unready::Pending, "the tailnet node was closed".into());
+                return;
+            }
+        }
+    }
+
+    fn report(&self, reason: Unready, message: String) {
+        self.reports
+            .send_modify(|report| report.programmed = Programmed::No { reason, message });
+    }
+
+    /// Tells a person where to log in, once per URL.
+    fn tell_login(&self, status: &Status, told: &mut String) {
+        if !status.auth_url.is_empty() && *told != status.auth_url {
+            told.clone_from(&status.auth_url);
+            tracing::warn!(
+                gateway = self.gateway,
+                "to let this node join the tailnet, open {}",
+                status.auth_url
+            );
+        }
+    }
+
+    fn observe(&self, status: &Status, certificate: &CertificateState) {
+        let metrics = &self.settings.metrics;
+        metrics.node(
+            &self.gateway,
+            status.is_running(),
+            status.peers.direct,
+            status.peers.relayed,
+        );
+        if let Some(expires) = certificate.expires
+            && let Ok(since_epoch) = expires.duration_since(SystemTime::UNIX_EPOCH)
+        {
+            metrics.certificate(&self.gateway, &status.dns_name, since_epoch.as_secs_f64());
+        }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.settings.metrics.forget_node(&self.gateway);
+    }
+}
+
+/// What the node's state and the proxy's say together.
+fn report_of(
+    snapshot: &Snapshot,
+    status: &Status,
+    certificate: &CertificateState,
+    errors: &[PortError],
+) -> NodeReport {
+    let no = |reason, message: String| Programmed::No { reason, message };
+    let programmed = if status.key_expired {
+        no(
+            Unready::Pending,
+            format!(
+                "the key of node {} has expired: log in again, or disable key expiry for it in the admin console",
+                status.dns_name
+            ),
+        )
+    } else if !status.is_running() {
+        no(Unready::Pending, waiting_for(status))
+    } else if let Some(error) = errors.first() {
+        no(Unready::Invalid, error.to_string())
+    } else if wants_tailnet_certificate(snapshot) && certificate.expires.is_none() {
+        let reason = if !certificate.error.is_empty() {
+            certificate.error.clone()
+        } else if status.dns_name.is_empty() {
+            "the tailnet gave the node no name: enable MagicDNS in the DNS page of the admin console".into()
+        } else {
+            format!("waiting for the certificate of {}", status.dns_name)
+        };
+        no(Unready::Pending, reason)
+    } else if status.is_renamed() {
+        no(
+            Unready::AddressNotUsable,
+            format!(
+                "the tailnet named the node {} because {} is taken; it serves that name: remove the other machine, or set another Hostname in spec.addresses",
+                status.dns_name, snapshot.node.name
+            ),
+        )
+    } else {
+        Programmed::Generation(snapshot.generation)
+    };
+    NodeReport {
+        dns_name: status.dns_name.clone(),
+        addresses: status.ips.clone(),
+        programmed,
+    }
+}
+
+fn waiting_for(status: &Status) -> String {
+    if !status.auth_url.is_empty() {
+        return format!("the node needs a login at {}", status.auth_url);
+    }
+    if !status.control_error.is_empty() {
+        return format!(
+            "the control server does not let the node in: {}",
+            status.control_error
+        );
+    }
+    match status.state.as_str() {
+        "NeedsMachineAuth" => "the node waits to be approved in the admin console".into(),
+        "" | "NoState" | "Starting" | "NeedsLogin" => "the node is joining the tailnet".into(),
+        other => format!("the node is {other}"),
+    }
+}
+
+fn wants_tailnet_certificate(snapshot: &Snapshot) -> bool {
+    snapshot.ports.values().any(|port| match port {
+        Port::Tcp(_) => false,
+        Port::Tls(listeners) => listeners
+            .iter()
+            .any(|listener| listener.certificates.tailnet),
+    })
+}
+
+/// Keeps the certificate of the node's name while a listener wants it.
+struct Renewal {
+    domain: watch::Sender<Option<String>>,
+    task: JoinHandle<()>,
+}
+
+impl Renewal {
+    fn start(node: Node, certificate: Arc<TailnetCertificate>, schedule: Schedule) -> Self {
+        let (domain, mut domains) = watch::channel::<Option<String>>(None);
+        let task = tokio::spawn(async move {
+            loop {
+                let domain = domains.borrow_and_update().clone();
+                let maintain = async {
+                    match &domain {
+                        Some(domain) => certificate.maintain(domain, &node, &schedule).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = maintain => {}
+                    changed = domains.changed() => if changed.is_err() { return },
+                }
+            }
+        });
+        Self { domain, task }
+    }
+
+    /// Names the certificate that is wanted; a change starts over at once.
+    fn name(&self, status: &Status, snapshot: &Snapshot) {
+        let wanted = (status.is_running() && wants_tailnet_certificate(snapshot))
+            .then(|| status.dns_name.clone())
+            .filter(|name| !name.is_empty());
+        self.domain.send_if_modified(|domain| {
+            // Without the tailnet for a moment, the name stays what it was.
+            let changed = wanted.is_some() && *domain != wanted;
+            if changed {
+                *domain = wanted;
+            }
+            changed
+        });
+    }
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Issuer for Node {
+    async fn issue(&self, domain: &str, min_validity: Duration) -> Result<Certificate, IssueError> {
+        let pem = self
+            .certificate(domain, min_validity, ISSUE_TIMEOUT)
+            .await
+            .map_err(|error| {
+                let retry_after = match &error {
+                    tailnet::Error::Certificate { retry_after, .. } => *retry_after,
+                    _ => None,
+                };
+                IssueError {
+                    message: error.to_string(),
+                    retry_after,
+                }
+            })?;
+        Certificate::from_pem(pem.as_bytes(), pem.as_bytes()).map_err(|error| IssueError {
+            message: format!(
+                "the tailnet gave a certificate for {domain} that cannot be used: {error}"
+            ),
+            retry_after: None,
+        })
+    }
+}

@@ -1,0 +1,158 @@
+use crate::{
+    metrics::ListenerMetrics,
+    net::{Admission, Flow},
+};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+/// How much the data plane lets in and waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A TLS handshake, from the first byte on.
+    pub handshake_timeout: Duration,
+    /// Connecting to an endpoint, name resolution included.
+    pub connect_timeout: Duration,
+    /// A connection on which no byte moves; `None` never ends one.
+    pub idle_timeout: Option<Duration>,
+    /// Open connections of a port.
+    pub connections: usize,
+    /// Open connections of a port that come from one address.
+    pub connections_per_peer: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            idle_timeout: None,
+            connections: 10_000,
+            connections_per_peer: 1_000,
+        }
+    }
+}
+
+/// Counts the open connections of a port. Asked before a handshake, it only looks; a place is
+/// taken when the connection is there, since a handshake that never completes tells nobody.
+pub(super) struct Gate {
+    connections: usize,
+    connections_per_peer: usize,
+    metrics: ListenerMetrics,
+    counts: Mutex<Counts>,
+}
+
+#[derive(Default)]
+struct Counts {
+    all: usize,
+    by_peer: HashMap<IpAddr, usize>,
+}
+
+/// A place that a connection holds until it is dropped.
+pub(super) struct Place {
+    gate: Arc<Gate>,
+    peer: IpAddr,
+}
+
+// === impl Gate ===
+
+impl Gate {
+    pub(super) fn new(limits: &Limits, metrics: ListenerMetrics) -> Self {
+        Self {
+            connections: limits.connections,
+            connections_per_peer: limits.connections_per_peer,
+            metrics,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Takes a place, or counts the refusal.
+    pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
+        let mut counts = self.counts();
+        if let Some(reason) = self.full(&counts, peer) {
+            self.metrics.refused(reason);
+            return None;
+        }
+        counts.all += 1;
+        *counts.by_peer.entry(peer).or_default() += 1;
+        Some(Place {
+            gate: Arc::clone(self),
+            peer,
+        })
+    }
+
+    fn full(&self, counts: &Counts, peer: IpAddr) -> Option<&'static str> {
+        if counts.all >= self.connections {
+            Some("listener_limit")
+        } else if counts
+            .by_peer
+            .get(&peer)
+            .is_some_and(|&open| open >= self.connections_per_peer)
+        {
+            Some("peer_limit")
+        } else {
+            None
+        }
+    }
+
+    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admission for Gate {
+    fn admit(&self, flow: &Flow) -> bool {
+        match self.full(&self.counts(), flow.source.ip()) {
+            Some(reason) => {
+                self.metrics.refused(reason);
+                false
+            }
+            None => true,
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.gate.counts();
+        counts.all -= 1;
+        if let Some(open) = counts.by_peer.get_mut(&self.peer) {
+            *open -= 1;
+            if *open == 0 {
+                counts.by_peer.remove(&self.peer);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn places_are_counted_by_port_and_by_peer_and_come_back() {
+        let limits = Limits {
+            connections: 3,
+            connections_per_peer: 2,
+            ..Limits::default()
+        };
+        let gate = Arc::new(Gate::new(
+            &limits,
+            Metrics::default().listener("a/b", "tcp"),
+        ));
+        let (one, two) = (IpAddr::from([100, 64, 0, 1]), IpAddr::from([100, 64, 0, 2]));
+        let first = gate.enter(one);
+        let second = gate.enter(one);
+        assert!(first.is_some() && second.is_some());
+        assert!(gate.enter(one).is_none(), "the peer's places are taken");
+        let third = gate.enter(two);
+        assert!(third.is_some());
+        assert!(gate.enter(two).is_none(), "the port's places are taken");
+        drop(first);
+        assert!(gate.enter(one).is_some());
+    }
+}

@@ -1,0 +1,234 @@
+//! The data plane: serves one Gateway's [`Snapshot`] on a [`Network`].
+//!
+//! ```text
+//!   Snapshot ─→ Proxy::apply ─→ port ─→ accept ─→ admitted? ─→ TLS? ─→ backend drawn ─→ copied
+//!                                ↑ Serving, swapped as a whole; running connections keep theirs
+//! ```
+
+mod balance;
+mod certificates;
+mod connection;
+mod gateway;
+mod limits;
+mod tls;
+
+pub use certificates::{CertificateState, IssueError, Issuer, Schedule, TailnetCertificate};
+pub use gateway::{Gateway, GatewaySettings};
+pub use limits::Limits;
+
+use crate::{
+    drain::Drain,
+    metrics::{ListenerMetrics, Metrics},
+    model::{Forward, Port, Snapshot},
+    net::{Accepted, BindError, Flow, Listener, Network},
+};
+use arc_swap::ArcSwap;
+use balance::Backends;
+use connection::{Context, Served, Serving, serve};
+use limits::Gate;
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+};
+use tls::{Sessions, TlsListener, TlsPort};
+use tokio::task::JoinHandle;
+
+/// Serves the ports of one Gateway.
+#[derive(Debug)]
+pub struct Proxy<N: Network> {
+    network: N,
+    drain: Drain,
+    context: Arc<Context>,
+    certificate: Arc<TailnetCertificate>,
+    backends: Backends,
+    ports: BTreeMap<u16, OpenPort>,
+    /// By port and listener name.
+    sessions: HashMap<(u16, String), Sessions>,
+}
+
+#[derive(Debug)]
+struct OpenPort {
+    address: SocketAddr,
+    serving: Arc<ArcSwap<Serving>>,
+    accepting: JoinHandle<()>,
+}
+
+/// Why a port of a snapshot is not served.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("port {port} cannot speak TLS: {error}")]
+    Tls { port: u16, error: rustls::Error },
+}
+
+impl<N: Network> Proxy<N> {
+    /// A proxy without ports. `certificate` is what listeners serve that want the tailnet's.
+    pub fn new(
+        network: N,
+        gateway: String,
+        limits: Limits,
+        metrics: Metrics,
+        drain: Drain,
+        certificate: Arc<TailnetCertificate>,
+    ) -> Self {
+        Self {
+            network,
+            drain,
+            context: Arc::new(Context {
+                gateway,
+                limits,
+                metrics,
+            }),
+            certificate,
+            backends: Backends::default(),
+            ports: BTreeMap::new(),
+            sessions: HashMap::new(),
+        }
+    }
+
+    /// Serves `snapshot` from now on. Open connections go on as they are; ports that are gone
+    /// accept no more. What could not be opened is told; the rest is served.
+    pub async fn apply(&mut self, snapshot: &Snapshot) -> Vec<PortError> {
+        self.backends = Backends::of(snapshot, &self.backends);
+        self.ports.retain(|port, open| {
+            let stays = snapshot.ports.contains_key(port);
+            if !stays {
+                open.accepting.abort();
+            }
+            stays
+        });
+        let mut errors = Vec::new();
+        for (&port, config) in &snapshot.ports {
+            if let Err(error) = self.apply_port(port, config).await {
+                errors.push(error);
+            }
+        }
+        errors
+    }
+
+    /// Where the ports are bound, by the port of the snapshot.
+    pub fn addresses(&self) -> BTreeMap<u16, SocketAddr> {
+        self.ports
+            .iter()
+            .map(|(&port, open)| (port, open.address))
+            .collect()
+    }
+
+    async fn apply_port(&mut self, port: u16, config: &Port) -> Result<(), PortError> {
+        let serving = Arc::new(self.serving(port, config)?);
+        if let Some(open) = self.ports.get(&port) {
+            open.serving.store(serving);
+            return Ok(());
+        }
+        let metrics = self.metrics_of(config);
+        let gate = Arc::new(Gate::new(&self.context.limits, metrics.clone()));
+        let listener = self.network.bind(port, Arc::clone(&gate) as Arc<_>).await?;
+        let address = listener.address();
+        let serving = Arc::new(ArcSwap::new(serving));
+        let accepting = accept(
+            listener,
+            Arc::clone(&serving),
+            gate,
+            metrics,
+            Arc::clone(&self.context),
+            self.drain.clone(),
+        );
+        self.ports.insert(
+            port,
+            OpenPort {
+                address,
+                serving,
+                accepting: tokio::spawn(accepting),
+            },
+        );
+        Ok(())
+    }
+
+    /// Metrics of what cannot be said of one listener: the first of the port stands for it.
+    fn metrics_of(&self, config: &Port) -> ListenerMetrics {
+        let name = config.listener_names().first().copied().unwrap_or_default();
+        self.context.metrics.listener(&self.context.gateway, name)
+    }
+
+    fn serving(&mut self, port: u16, config: &Port) -> Result<Serving, PortError> {
+        let tls_error = |error| PortError::Tls { port, error };
+        Ok(match config {
+            Port::Tcp(listener) => {
+                Serving::Tcp(self.served(&listener.name, listener.route.as_ref()))
+            }
+            Port::Tls(listeners) => {
+                let mut ready = Vec::with_capacity(listeners.len());
+                for listener in listeners {
+                    let served = self.served(&listener.name, listener.route.as_ref());
+                    let sessions = self.sessions_of(port, &listener.name).map_err(tls_error)?;
+                    let listener = TlsListener::new(listener, &self.certificate, &sessions, served);
+                    ready.push(listener.map_err(tls_error)?);
+                }
+                Serving::Tls(TlsPort::new(ready))
+            }
+        })
+    }
+
+    fn served(&self, listener: &str, route: Option<&Forward>) -> Served {
+        Served {
+            listener: listener.to_owned(),
+            metrics: self
+                .context
+                .metrics
+                .listener(&self.context.gateway, listener),
+            route: route.map(|forward| Arc::new(self.backends.route(forward))),
+        }
+    }
+
+    fn sessions_of(&mut self, port: u16, listener: &str) -> Result<Sessions, rustls::Error> {
+        let key = (port, listener.to_owned());
+        if let Some(sessions) = self.sessions.get(&key) {
+            return Ok(sessions.clone());
+        }
+        let sessions = Sessions::new()?;
+        self.sessions.insert(key, sessions.clone());
+        Ok(sessions)
+    }
+}
+
+impl<N: Network> Drop for Proxy<N> {
+    fn drop(&mut self) {
+        for open in self.ports.values() {
+            open.accepting.abort();
+        }
+    }
+}
+
+/// Accepts until the proxy drains, the port is closed or the network is gone.
+async fn accept<L: Listener>(
+    mut listener: L,
+    serving: Arc<ArcSwap<Serving>>,
+    gate: Arc<Gate>,
+    metrics: ListenerMetrics,
+    context: Arc<Context>,
+    drain: Drain,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.stopping() => return,
+        };
+        let Some(accepted) = accepted else { return };
+        let Flow { source, .. } = accepted.flow();
+        match gate.enter(source.ip()) {
+            Some(place) => {
+                let serving = serving.load_full();
+                drain.spawn(serve(
+                    accepted,
+                    serving,
+                    metrics.clone(),
+                    Arc::clone(&context),
+                    place,
+                ));
+            }
+            None => accepted.reset(),
+        }
+    }
+}
