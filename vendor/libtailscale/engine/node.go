@@ -56,7 +56,6 @@ func Start(options Options) (*Node, error) {
 	if options.Logf == nil {
 		options.Logf = func(bool, string) {}
 	}
-	setKeepalive()
 	if options.ControlURL != "" {
 		adaptToLoopback(options.ControlURL)
 	}
@@ -112,7 +111,7 @@ func (n *Node) start() error {
 		return fail(errors.New("the engine has no backend"))
 	}
 	n.backend = backend
-	netstack, err := stack.NewNetstack(n.server)
+	netstack, err := stack.NewNetstack(n.server, keepalive())
 	if err != nil {
 		return fail(err)
 	}
@@ -395,6 +394,9 @@ func (n *Node) forget(c *Conn) {
 	}
 }
 
+// settleGrace is how long Close waits for connections that were closed before.
+const settleGrace = 2 * time.Second
+
 // Close ends listeners, connections and packet sockets, then the engine.
 func (n *Node) Close(timeout time.Duration) error {
 	n.mu.Lock()
@@ -410,26 +412,22 @@ func (n *Node) Close(timeout time.Duration) error {
 	closers := n.closers
 	n.closers = nil
 	n.mu.Unlock()
+	deadline := time.Now().Add(timeout)
 
 	n.Unlisten()
 	for _, c := range closers {
 		c()
 	}
-	// The engine's queue for outgoing packets holds 512 and is no longer read
-	// once it closes: resets that do not fit would block its Close for ever. So
-	// connections end before it, no faster than the queue empties.
-	for i, c := range conns {
+	for _, c := range conns {
 		c.stop(relay.Closed)
-		if i%128 == 127 {
-			time.Sleep(2 * time.Millisecond)
-		}
 	}
+	n.stack.Settle(len(conns), min(timeout/4, settleGrace))
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		n.server.Close()
 	}()
-	timer := time.NewTimer(timeout)
+	timer := time.NewTimer(time.Until(deadline))
 	defer timer.Stop()
 	select {
 	case <-done:

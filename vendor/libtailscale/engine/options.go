@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
+	"github.com/tailway/libtailscale/engine/stack"
 	"tailscale.com/envknob"
 	"tailscale.com/ipn"
 	"tailscale.com/net/netns"
@@ -124,16 +126,18 @@ func (d *stateDir) close() {
 	os.RemoveAll(d.path)
 }
 
-// keepalive ends connections of peers that vanished: two hours, the default,
-// is for machines that run on batteries.
-func setKeepalive() {
-	for name, value := range map[string]string{
-		"TS_NETSTACK_KEEPALIVE_IDLE":     "60s",
-		"TS_NETSTACK_KEEPALIVE_INTERVAL": "15s",
-	} {
-		if os.Getenv(name) == "" {
-			envknob.Setenv(name, value)
+// keepalive ends connections of peers that vanished. The engine's two hours are
+// for machines that run on batteries; its knobs hold here too.
+func keepalive() stack.Keepalive {
+	read := func(name string, otherwise time.Duration) time.Duration {
+		if d, err := time.ParseDuration(os.Getenv(name)); err == nil && d > 0 {
+			return d
 		}
+		return otherwise
+	}
+	return stack.Keepalive{
+		Idle:     read("TS_NETSTACK_KEEPALIVE_IDLE", 60*time.Second),
+		Interval: read("TS_NETSTACK_KEEPALIVE_INTERVAL", 15*time.Second),
 	}
 }
 
@@ -154,6 +158,9 @@ func adaptToLoopback(controlURL string) {
 		"TS_NO_LOGS_NO_SUPPORT",
 		"TS_DISABLE_PORTMAPPER",
 	} {
-		envknob.Setenv(name, "true")
+		// Others may be reading the knob, which is not guarded: never set it twice.
+		if os.Getenv(name) == "" {
+			envknob.Setenv(name, "true")
+		}
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -27,6 +29,9 @@ func (n *Node) ListenPacket(address string) (fd int, port uint16, err error) {
 	}
 	if n.closing.Err() != nil {
 		return -1, 0, ErrClosed
+	}
+	if !slices.Contains(n.status.current().IPs, addr.Addr().String()) {
+		return -1, 0, fmt.Errorf("cannot bind UDP %s: the node's addresses are %s", address, strings.Join(n.status.current().IPs, " and "))
 	}
 	udp, err := n.stack.ListenPacket(addr)
 	if err != nil {

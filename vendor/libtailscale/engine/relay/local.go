@@ -3,10 +3,10 @@ package relay
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,83 +33,90 @@ func newLocal(fd int) (*local, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the file descriptor is no connected stream socket: %w", err)
 	}
-	syscallConn, ok := conn.(syscall.Conn)
+	stream, ok := conn.(interface {
+		syscall.Conn
+		CloseWrite() error
+	})
 	if !ok {
 		conn.Close()
 		return nil, fmt.Errorf("the file descriptor is a %T, not a stream socket", conn)
 	}
-	raw, err := syscallConn.SyscallConn()
+	raw, err := stream.SyscallConn()
 	if err != nil {
 		conn.Close()
 		return nil, err
 	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		// A host that vanished must not keep the connection for ever.
+		tcp.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: keepaliveIdle, Interval: keepaliveInterval})
+		tcp.SetNoDelay(true)
+	}
 	return &local{conn: conn, raw: raw}, nil
 }
 
-// read waits for bytes and takes a buffer only then; the caller frees it.
-func (l *local) read() (buf *buffer, n int, err error) {
-	waitErr := l.raw.Read(func(fd uintptr) bool {
-		buf = take()
-		for {
-			n, err = unix.Read(int(fd), buf[:])
-			if err != unix.EINTR {
-				break
-			}
+// receive reads what there is: 0 bytes and no error is the end. EAGAIN comes as
+// it is.
+func receive(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(fd), p)
+		switch err {
+		case nil:
+			return n, nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, err
+		default:
+			return 0, fmt.Errorf("%w: %w", errLocalReset, err)
 		}
-		if err == unix.EAGAIN {
-			buf.free()
-			buf = nil
-			return false
-		}
-		return true
-	})
-	if waitErr != nil {
-		return nil, 0, waitErr
 	}
-	switch {
-	case err != nil:
-		buf.free()
-		return nil, 0, fmt.Errorf("%w: %w", errLocalReset, err)
-	case n == 0:
-		buf.free()
-		return nil, 0, io.EOF
-	}
-	return buf, n, nil
 }
 
-// write writes all of p.
-func (l *local) write(p []byte) error {
-	_, err := l.conn.Write(p)
-	if err != nil && !errors.Is(err, net.ErrClosed) {
-		return fmt.Errorf("%w: %w", errLocalReset, err)
+// send writes what the socket has room for. EAGAIN comes as it is.
+func send(fd uintptr, p []byte) (int, error) {
+	for {
+		// Not write(2), which raises SIGPIPE; the wrappers of sendmsg allocate.
+		n, _, errno := unix.Syscall6(unix.SYS_SENDTO, fd, uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_NOSIGNAL, 0, 0)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		case unix.EAGAIN:
+			return 0, unix.EAGAIN
+		default:
+			return 0, fmt.Errorf("%w: %w", errLocalReset, errno)
+		}
 	}
-	return err
 }
 
 func (l *local) closeWrite() error {
-	half, ok := l.conn.(interface{ CloseWrite() error })
-	if !ok {
-		return nil
+	return l.conn.(interface{ CloseWrite() error }).CloseWrite()
+}
+
+// hungUp says whether the other end is closed for reading and writing, and
+// whether that was a reset.
+func hungUp(fd uintptr) (gone, reset bool) {
+	fds := []unix.PollFd{{Fd: int32(fd)}} // hang-up and errors are always reported
+	if n, err := unix.Poll(fds, 0); n <= 0 || err != nil {
+		return false, false
 	}
-	return half.CloseWrite()
+	reset = fds[0].Revents&unix.POLLERR != 0
+	return reset || fds[0].Revents&unix.POLLHUP != 0, reset
 }
 
 // awaitHangUp waits, after the end of the bytes was read, until the other end is
 // closed for writing too, and says whether that was a reset.
 func (l *local) awaitHangUp() (reset bool, err error) {
-	waitErr := l.raw.Read(func(fd uintptr) bool {
-		fds := []unix.PollFd{{Fd: int32(fd)}} // hang-up and errors are always reported
-		if _, err = unix.Poll(fds, 0); err == unix.EINTR {
-			err = nil
-			return false
-		}
-		reset = fds[0].Revents&unix.POLLERR != 0
-		return err != nil || fds[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+	err = l.raw.Read(func(fd uintptr) (gone bool) {
+		gone, reset = hungUp(fd)
+		return gone
 	})
-	if waitErr != nil {
-		return false, waitErr
-	}
 	return reset, err
+}
+
+// gone says whether the other end is closed altogether.
+func (l *local) gone() (gone bool) {
+	l.raw.Control(func(fd uintptr) { gone, _ = hungUp(fd) })
+	return gone
 }
 
 func (l *local) close() { l.conn.Close() }

@@ -1,19 +1,31 @@
 // Package relay copies between a tailnet connection and a socket of this host.
 //
-// Each direction is one goroutine. It waits for bytes first and takes a buffer
-// from the pool only while it has some, so an idle connection costs two parked
-// goroutines and nothing else. A direction ends with its FIN, and the relay with
-// the second end or the first failure.
+//	tailnet peer ──► stack ──► arriving ──► socket
+//	tailnet peer ◄── stack ◄── leaving  ◄── socket
+//
+// The arriving direction runs only while there is something to move: the stack
+// wakes it. The leaving one is a goroutine that the netpoller parks. Both take a
+// buffer when they have bytes and give it back when they have none, so that an
+// idle connection costs one parked goroutine. A direction ends with its FIN, the
+// relay with the second end or the first failure.
 package relay
 
 import (
 	"errors"
-	"io"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/tailway/libtailscale/engine/stack"
+)
+
+const (
+	// keepaliveIdle and keepaliveInterval are those of spliced TCP sockets.
+	keepaliveIdle     = 60 * time.Second
+	keepaliveInterval = 15 * time.Second
+	// stallCheck is how often a connection whose peer takes nothing looks whether
+	// there is still somebody on the local side.
+	stallCheck = 5 * time.Minute
 )
 
 // End says why a connection ended; the values are TAILSCALE_END_* of tailscale.h.
@@ -41,27 +53,25 @@ type Relay struct {
 	peer  stack.Conn
 	local *local
 
+	arriving arriving
+	leaving  leaving
+
 	received, sent atomic.Uint64
 	end            atomic.Int32
 	halves         atomic.Int32 // directions that ended in order
 	ended          chan struct{}
-	finish         sync.Once
 
-	idle      time.Duration
-	timer     *time.Timer
-	started   time.Time
-	lastMoved atomic.Int64 // nanoseconds after started
-
+	idle *idleTimer // nil without a timeout
 	done func(Stats)
 }
 
 // Options of a relay.
 type Options struct {
-	// Prefix is written to the local side first.
+	// Prefix is written to the local side first, and not counted.
 	Prefix []byte
 	// Idle ends the relay when nothing moved for so long; 0 never does.
 	Idle time.Duration
-	// Done is called once, at the end. It may be nil.
+	// Done is called once, at the end, on a goroutine of the relay. It may be nil.
 	Done func(Stats)
 }
 
@@ -72,167 +82,27 @@ func Start(peer stack.Conn, fd int, options Options) (*Relay, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Relay{
-		peer: peer, local: local,
-		ended:   make(chan struct{}),
-		idle:    options.Idle,
-		started: time.Now(),
-		done:    options.Done,
+	r := &Relay{peer: peer, local: local, ended: make(chan struct{}), done: options.Done}
+	if options.Idle > 0 {
+		r.idle = newIdleTimer(options.Idle, func() { r.endWith(Idle) })
 	}
-	if r.idle > 0 {
-		// Armed only once r.timer is set, which checkIdle reads.
-		r.timer = time.AfterFunc(time.Hour, r.checkIdle)
-		r.timer.Reset(r.idle)
-	}
-	go r.copyFromPeer(options.Prefix)
-	go r.copyToPeer()
+	r.arriving.init(r, options.Prefix)
+	r.leaving.init(r)
+	peer.Notify(r.arriving.wake, r.leaving.wake)
+	r.arriving.wake() // for what arrived before
+	go r.leaving.run()
 	return r, nil
 }
 
 // Stats may be called at any time.
 func (r *Relay) Stats() Stats {
-	return Stats{Received: r.received.Load(), Sent: r.sent.Load(), End: End(r.end.Load())}
+	// The end is read first: an ended relay moves nothing more.
+	end := End(r.end.Load())
+	return Stats{Received: r.received.Load(), Sent: r.sent.Load(), End: end}
 }
 
 // Stop ends it at once, with a reset on both sides.
 func (r *Relay) Stop(end End) { r.endWith(end) }
-
-func (r *Relay) copyFromPeer(prefix []byte) {
-	if len(prefix) > 0 {
-		if err := r.local.write(prefix); err != nil {
-			r.endWith(endOf(err))
-			return
-		}
-	}
-	for {
-		err := r.moveFromPeer()
-		switch {
-		case err == nil:
-		case errors.Is(err, stack.ErrWouldBlock):
-			if !r.await(r.peer.Readable()) {
-				return
-			}
-		case errors.Is(err, io.EOF):
-			if r.local.closeWrite() != nil {
-				r.endWith(LocalReset)
-				return
-			}
-			r.endHalf()
-			r.watchPeer()
-			return
-		default:
-			r.endWith(endOf(err))
-			return
-		}
-	}
-}
-
-// moveFromPeer moves what has arrived, one buffer of it at most.
-func (r *Relay) moveFromPeer() error {
-	buf := take()
-	defer buf.free()
-	for {
-		n, err := r.peer.Read(buf[:])
-		if err != nil {
-			return err
-		}
-		if err := r.local.write(buf[:n]); err != nil {
-			return err
-		}
-		r.received.Add(uint64(n))
-		r.touch()
-	}
-}
-
-// watchPeer waits, after the peer's FIN, for a reset that ends the other
-// direction too.
-func (r *Relay) watchPeer() {
-	for r.await(r.peer.Readable()) {
-		if r.peer.Failed() {
-			r.endWith(PeerReset)
-			return
-		}
-	}
-}
-
-func (r *Relay) copyToPeer() {
-	for {
-		err := r.moveToPeer()
-		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF):
-			if r.peer.CloseWrite() != nil {
-				r.endWith(PeerReset)
-				return
-			}
-			r.endHalf()
-			r.watchLocal()
-			return
-		default:
-			r.endWith(endOf(err))
-			return
-		}
-	}
-}
-
-func (r *Relay) moveToPeer() error {
-	buf, n, err := r.local.read()
-	if err != nil {
-		return err
-	}
-	defer buf.free()
-	for rest := buf[:n]; len(rest) > 0; {
-		n, err := r.peer.Write(rest)
-		switch {
-		case err == nil:
-			rest = rest[n:]
-			r.sent.Add(uint64(n))
-			r.touch()
-		case !errors.Is(err, stack.ErrWouldBlock):
-			return err
-		case !r.await(r.peer.Writable()):
-			return errEnded
-		}
-	}
-	return nil
-}
-
-// watchLocal waits, after the local side's FIN, until it is gone altogether. A
-// socket nobody reads from any more ends the connection: the peer learns it from
-// the stack when it sends more, and is not kept for ever when it does not.
-func (r *Relay) watchLocal() {
-	reset, err := r.local.awaitHangUp()
-	switch {
-	case err != nil: // closed by endWith
-	case reset:
-		r.endWith(LocalReset)
-	default:
-		r.endWith(EOF)
-	}
-}
-
-var errEnded = errors.New("the relay has ended")
-
-// await waits for a notification; false when the relay has ended.
-func (r *Relay) await(ready <-chan struct{}) bool {
-	select {
-	case <-ready:
-		return true
-	case <-r.ended:
-		return false
-	}
-}
-
-func endOf(err error) End {
-	switch {
-	case errors.Is(err, stack.ErrReset):
-		return PeerReset
-	case errors.Is(err, errLocalReset):
-		return LocalReset
-	default:
-		return Aborted // ended by another: endWith has its reason already
-	}
-}
 
 // endHalf notes that one direction ended in order.
 func (r *Relay) endHalf() {
@@ -242,38 +112,91 @@ func (r *Relay) endHalf() {
 }
 
 // endWith ends the relay once. The reason is stored before either side can see
-// the end.
+// the end. It must not run inside a callback of the socket's RawConn: closing the
+// socket waits for those.
 func (r *Relay) endWith(end End) {
-	r.finish.Do(func() {
-		r.end.Store(int32(end))
-		if r.timer != nil {
-			r.timer.Stop()
-		}
-		if end == EOF {
-			r.peer.Close()
-			r.local.close()
-		} else {
-			r.peer.Abort()
-			r.local.reset()
-		}
-		close(r.ended)
-		if r.done != nil {
-			r.done(r.Stats())
-		}
-	})
-}
-
-func (r *Relay) touch() {
-	if r.idle > 0 {
-		r.lastMoved.Store(int64(time.Since(r.started)))
-	}
-}
-
-func (r *Relay) checkIdle() {
-	quiet := time.Since(r.started) - time.Duration(r.lastMoved.Load())
-	if quiet < r.idle {
-		r.timer.Reset(r.idle - quiet)
+	if !r.end.CompareAndSwap(int32(Open), int32(end)) {
 		return
 	}
-	r.endWith(Idle)
+	close(r.ended)
+	if r.idle != nil {
+		r.idle.stop()
+	}
+	if end == EOF {
+		r.peer.Close()
+		r.local.close()
+	} else {
+		r.peer.Abort()
+		r.local.reset()
+	}
+	if r.done != nil {
+		// The caller may hold locks that its callback wants.
+		go r.done(r.Stats())
+	}
+}
+
+// fail ends the relay for what stopped a direction.
+func (r *Relay) fail(err error) {
+	switch {
+	case errors.Is(err, stack.ErrReset):
+		r.endWith(PeerReset)
+	case errors.Is(err, errLocalReset):
+		r.endWith(LocalReset)
+	default:
+		// The socket was closed, by an end that has its reason already.
+		r.endWith(Aborted)
+	}
+}
+
+func (r *Relay) moved() {
+	if r.idle != nil {
+		r.idle.touch()
+	}
+}
+
+// idleTimer calls once nothing was touched for a time.
+type idleTimer struct {
+	after   time.Duration
+	started time.Time
+	last    atomic.Int64 // nanoseconds after started
+
+	mu      sync.Mutex
+	timer   *time.Timer
+	stopped bool
+}
+
+func newIdleTimer(after time.Duration, call func()) *idleTimer {
+	t := &idleTimer{after: after, started: time.Now()}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.timer = time.AfterFunc(after, func() {
+		if t.expired() {
+			call()
+		}
+	})
+	return t
+}
+
+func (t *idleTimer) touch() { t.last.Store(int64(time.Since(t.started))) }
+
+// expired says whether it was idle for long enough, and waits on when not.
+func (t *idleTimer) expired() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stopped {
+		return false
+	}
+	quiet := time.Since(t.started) - time.Duration(t.last.Load())
+	if quiet < t.after {
+		t.timer.Reset(t.after - quiet)
+		return false
+	}
+	return true
+}
+
+func (t *idleTimer) stop() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.stopped = true
+	t.timer.Stop()
 }

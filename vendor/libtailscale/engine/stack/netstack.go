@@ -1,45 +1,77 @@
 package stack
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
-	"reflect"
-	"unsafe"
+	"sync"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
+	"tailscale.com/net/tsaddr"
 	"tailscale.com/tsnet"
 	"tailscale.com/wgengine/netstack"
 )
 
+const (
+	// sweepPeriod is how often closed connections are looked at.
+	sweepPeriod = 10 * time.Second
+	// lingerLimit is how long a closed connection may take to deliver what was
+	// written. A peer that answers and takes nothing would keep it for ever.
+	lingerLimit = 5 * time.Minute
+	// flushBase, flushEach and flushMax are how long resets may take to leave.
+	flushBase = 50 * time.Millisecond
+	flushEach = 100 * time.Microsecond
+	flushMax  = 2 * time.Second
+	// timeWait is how long a port pair rests after a connection: gVisor's minute
+	// keeps 60 times a second's connections in memory.
+	timeWait = 10 * time.Second
+	// initialBuffer is the TCP buffer a connection starts with; it grows to the
+	// maximum as it needs to.
+	initialBuffer = 256 << 10
+)
+
 // Netstack is tsnet's own gVisor stack.
 type Netstack struct {
-	server *tsnet.Server
-	impl   *netstack.Impl
+	server    *tsnet.Server
+	impl      *netstack.Impl
+	keepalive Keepalive
+
+	mu        sync.Mutex
+	lingering map[*endpoint]time.Time // when to give up
+	sweeping  bool
 }
 
+// Keepalive says when a silent peer is asked whether it is there.
+type Keepalive struct{ Idle, Interval time.Duration }
+
 // NewNetstack wraps the stack of a server that was started.
-func NewNetstack(server *tsnet.Server) (*Netstack, error) {
+func NewNetstack(server *tsnet.Server, keepalive Keepalive) (*Netstack, error) {
 	impl, ok := server.Sys().Netstack.Get().(*netstack.Impl)
 	if !ok {
 		return nil, fmt.Errorf("tsnet runs %T, not its netstack", server.Sys().Netstack.Get())
 	}
-	return &Netstack{server: server, impl: impl}, nil
+	rest := tcpip.TCPTimeWaitTimeoutOption(timeWait)
+	if err := impl.SetTransportProtocolOption(tcp.ProtocolNumber, &rest); err != nil {
+		return nil, fmt.Errorf("cannot set the time that closed connections rest: %v", err)
+	}
+	return &Netstack{
+		server: server, impl: impl, keepalive: keepalive,
+		lingering: make(map[*endpoint]time.Time),
+	}, nil
 }
 
 func (n *Netstack) Accept(decide func(src, dst netip.AddrPort) bool, accept func(Conn)) func() {
 	return n.server.RegisterFallbackTCPHandler(func(src, dst netip.AddrPort) (func(net.Conn), bool) {
-		if !decide(src, dst) {
+		// Other addresses are those of subnets routed to this node. netstack takes
+		// them back once the handler returns, which ours does at once.
+		if !tsaddr.IsTailscaleIP(dst.Addr()) || !decide(src, dst) {
 			return nil, true // answered with RST
 		}
 		return func(c net.Conn) {
-			conn, err := newNetstackConn(c, src, dst)
+			conn, err := n.conn(c, src, dst)
 			if err != nil {
 				c.Close()
 				return
@@ -62,13 +94,16 @@ func (n *Netstack) Dial(ctx context.Context, dst netip.AddrPort) (Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	local, _ := c.LocalAddr().(*net.TCPAddr)
-	if local != nil {
-		if ip, ok := netip.AddrFromSlice(local.IP); ok {
-			return newNetstackConn(c, netip.AddrPortFrom(ip.Unmap(), uint16(local.Port)), dst)
-		}
+	source := netip.AddrPortFrom(src, 0)
+	if local, ok := c.LocalAddr().(*net.TCPAddr); ok {
+		source = netip.AddrPortFrom(src, uint16(local.Port))
 	}
-	return newNetstackConn(c, netip.AddrPortFrom(src, 0), dst)
+	conn, err := n.conn(c, source, dst)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return conn, nil
 }
 
 func (n *Netstack) ListenPacket(addr netip.AddrPort) (net.PacketConn, error) {
@@ -76,19 +111,19 @@ func (n *Netstack) ListenPacket(addr netip.AddrPort) (net.PacketConn, error) {
 }
 
 func (n *Netstack) SetBuffers(receiveMax, sendMax int) error {
-	// Where a connection starts; it grows to the maximum as it needs to.
-	const initial = 256 << 10
 	if receiveMax > 0 {
+		receiveMax = max(receiveMax, tcp.MinBufferSize)
 		option := tcpip.TCPReceiveBufferSizeRangeOption{
-			Min: tcp.MinBufferSize, Default: min(initial, receiveMax), Max: receiveMax,
+			Min: tcp.MinBufferSize, Default: min(initialBuffer, receiveMax), Max: receiveMax,
 		}
 		if err := n.impl.SetTransportProtocolOption(tcp.ProtocolNumber, &option); err != nil {
 			return fmt.Errorf("cannot bound the receive buffer to %d bytes: %v", receiveMax, err)
 		}
 	}
 	if sendMax > 0 {
+		sendMax = max(sendMax, tcp.MinBufferSize)
 		option := tcpip.TCPSendBufferSizeRangeOption{
-			Min: tcp.MinBufferSize, Default: min(initial, sendMax), Max: sendMax,
+			Min: tcp.MinBufferSize, Default: min(initialBuffer, sendMax), Max: sendMax,
 		}
 		if err := n.impl.SetTransportProtocolOption(tcp.ProtocolNumber, &option); err != nil {
 			return fmt.Errorf("cannot bound the send buffer to %d bytes: %v", sendMax, err)
@@ -97,120 +132,94 @@ func (n *Netstack) SetBuffers(receiveMax, sendMax int) error {
 	return nil
 }
 
-// netstackConn works on the endpoint itself: gonet's connection blocks, needs a
-// buffer while it waits, and cannot reset.
-type netstackConn struct {
-	src, dst           netip.AddrPort
-	endpoint           tcpip.Endpoint
-	queue              *waiter.Queue
-	readable, writable chan struct{}
-	onRead, onWrite    waiter.Entry
-}
-
-func newNetstackConn(c net.Conn, src, dst netip.AddrPort) (*netstackConn, error) {
-	endpoint, queue, err := endpointOf(c)
+// conn takes over a connection of gonet.
+func (n *Netstack) conn(c net.Conn, src, dst netip.AddrPort) (*endpoint, error) {
+	tcpEndpoint, queue, err := endpointOf(c)
 	if err != nil {
 		return nil, err
 	}
-	conn := &netstackConn{src: src, dst: dst, endpoint: endpoint, queue: queue}
-	conn.onRead, conn.readable = waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
-	conn.onWrite, conn.writable = waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
-	queue.EventRegister(&conn.onRead)
-	queue.EventRegister(&conn.onWrite)
-	return conn, nil
+	// netstack sets it for accepted connections only, and to two hours.
+	idle := tcpip.KeepaliveIdleOption(n.keepalive.Idle)
+	interval := tcpip.KeepaliveIntervalOption(n.keepalive.Interval)
+	tcpEndpoint.SetSockOpt(&idle)
+	tcpEndpoint.SetSockOpt(&interval)
+	tcpEndpoint.SocketOptions().SetKeepAlive(true)
+	return &endpoint{Endpoint: tcpEndpoint, stack: n, queue: queue, src: src, dst: dst}, nil
 }
 
-// endpointOf takes the endpoint and its wait queue out of a gonet.TCPConn, which
-// keeps both private. A change of the struct is an error here, and fails the
-// tests, not a crash.
-func endpointOf(c net.Conn) (tcpip.Endpoint, *waiter.Queue, error) {
-	tcpConn, ok := c.(*gonet.TCPConn)
-	if !ok {
-		return nil, nil, fmt.Errorf("the connection is a %T, not one of gVisor", c)
+// linger keeps an eye on a connection that was closed in order.
+func (n *Netstack) linger(e *endpoint) {
+	if e.over() {
+		return
 	}
-	value := reflect.ValueOf(tcpConn).Elem()
-	endpoint, err := privateField[tcpip.Endpoint](value, "ep")
-	if err != nil {
-		return nil, nil, err
-	}
-	queue, err := privateField[*waiter.Queue](value, "wq")
-	return endpoint, queue, err
-}
-
-func privateField[T any](value reflect.Value, name string) (T, error) {
-	var zero T
-	field := value.FieldByName(name)
-	if !field.IsValid() || field.Type() != reflect.TypeFor[T]() {
-		return zero, fmt.Errorf("gonet.TCPConn has no field %s of type %v", name, reflect.TypeFor[T]())
-	}
-	// The field is addressable, since value was reached through a pointer, and
-	// its type was checked.
-	return *(*T)(unsafe.Pointer(field.UnsafeAddr())), nil
-}
-
-func (c *netstackConn) Source() netip.AddrPort      { return c.src }
-func (c *netstackConn) Destination() netip.AddrPort { return c.dst }
-func (c *netstackConn) Readable() <-chan struct{}   { return c.readable }
-func (c *netstackConn) Writable() <-chan struct{}   { return c.writable }
-
-func (c *netstackConn) Read(p []byte) (int, error) {
-	writer := tcpip.SliceWriter(p)
-	result, err := c.endpoint.Read(&writer, tcpip.ReadOptions{})
-	if result.Count > 0 {
-		c.endpoint.ModerateRecvBuf(result.Count)
-		return result.Count, nil
-	}
-	switch err.(type) {
-	case nil:
-		return 0, ErrWouldBlock
-	case *tcpip.ErrWouldBlock:
-		return 0, ErrWouldBlock
-	case *tcpip.ErrClosedForReceive:
-		return 0, io.EOF
-	default:
-		return 0, fmt.Errorf("%w: %v", ErrReset, err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.lingering[e] = time.Now().Add(lingerLimit)
+	if !n.sweeping {
+		n.sweeping = true
+		time.AfterFunc(sweepPeriod, n.sweep)
 	}
 }
 
-func (c *netstackConn) Write(p []byte) (int, error) {
-	var reader bytes.Reader
-	reader.Reset(p)
-	n, err := c.endpoint.Write(&reader, tcpip.WriteOptions{})
-	if n > 0 {
-		return int(n), nil
+// sweep forgets the lingering connections that are over, and resets those whose
+// time is up.
+func (n *Netstack) sweep() {
+	now := time.Now()
+	var late []*endpoint
+	n.mu.Lock()
+	for e, deadline := range n.lingering {
+		switch {
+		case e.over():
+			delete(n.lingering, e)
+		case now.After(deadline):
+			delete(n.lingering, e)
+			late = append(late, e)
+		}
 	}
-	switch err.(type) {
-	case nil, *tcpip.ErrWouldBlock:
-		return 0, ErrWouldBlock
-	default:
-		return 0, fmt.Errorf("%w: %v", ErrReset, err)
+	n.sweeping = len(n.lingering) > 0
+	if n.sweeping {
+		time.AfterFunc(sweepPeriod, n.sweep)
+	}
+	n.mu.Unlock()
+	for _, e := range late {
+		e.Endpoint.Abort()
 	}
 }
 
-func (c *netstackConn) Failed() bool {
-	return tcp.EndpointState(c.endpoint.State()) == tcp.StateError
-}
-
-func (c *netstackConn) CloseWrite() error {
-	if err := c.endpoint.Shutdown(tcpip.ShutdownWrite); err != nil {
-		return fmt.Errorf("%w: %v", ErrReset, err)
+// Settle must come before the server's Close: that resets connections when nobody
+// reads the queue of outgoing packets any more, and blocks for ever once 512 of
+// them fill it.
+func (n *Netstack) Settle(aborted int, grace time.Duration) {
+	for deadline := time.Now().Add(grace); n.delivering() && time.Now().Before(deadline); {
+		time.Sleep(5 * time.Millisecond)
 	}
-	return nil
+	n.mu.Lock()
+	lingering := n.lingering
+	n.lingering = make(map[*endpoint]time.Time)
+	n.mu.Unlock()
+	for e := range lingering {
+		if !e.over() {
+			e.Endpoint.Abort()
+			aborted++
+		}
+	}
+	// Resets wait in queues of the stack and of WireGuard, which nothing tells the
+	// length of and which Close drops.
+	if aborted > 0 {
+		time.Sleep(min(flushBase+time.Duration(aborted)*flushEach, flushMax))
+	}
 }
 
-func (c *netstackConn) Close() {
-	c.forget()
-	c.endpoint.Close()
-}
-
-func (c *netstackConn) Abort() {
-	c.forget()
-	c.endpoint.Abort()
-}
-
-// forget stops the notifications, which would keep the connection in memory as
-// long as the endpoint lingers.
-func (c *netstackConn) forget() {
-	c.queue.EventUnregister(&c.onRead)
-	c.queue.EventUnregister(&c.onWrite)
+// delivering says whether a closed connection waits for its last bytes to be
+// acknowledged.
+func (n *Netstack) delivering() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for e := range n.lingering {
+		switch e.state() {
+		case tcp.StateFinWait1, tcp.StateClosing, tcp.StateLastAck:
+			return true
+		}
+	}
+	return false
 }
