@@ -8,8 +8,10 @@
 #![deny(unsafe_code)]
 
 pub mod admin;
+pub mod api;
 pub mod args;
 pub mod drain;
+pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod net;

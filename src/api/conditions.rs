@@ -1,0 +1,36 @@
+//! Condition types and reasons, spelled as the Gateway API does (v1.7, `apis/v1`).
+
+pub const ACCEPTED: &str = "Accepted";
+pub const PROGRAMMED: &str = "Programmed";
+pub const RESOLVED_REFS: &str = "ResolvedRefs";
+pub const CONFLICTED: &str = "Conflicted";
+
+pub const PENDING: &str = "Pending";
+pub const INVALID: &str = "Invalid";
+
+// GatewayClass
+pub const INVALID_PARAMETERS: &str = "InvalidParameters";
+
+// Gateway
+pub const LISTENERS_NOT_VALID: &str = "ListenersNotValid";
+pub const UNSUPPORTED_ADDRESS: &str = "UnsupportedAddress";
+pub const ADDRESS_NOT_ASSIGNED: &str = "AddressNotAssigned";
+pub const ADDRESS_NOT_USABLE: &str = "AddressNotUsable";
+
+// Listener
+pub const UNSUPPORTED_PROTOCOL: &str = "UnsupportedProtocol";
+pub const UNSUPPORTED_VALUE: &str = "UnsupportedValue";
+pub const INVALID_ROUTE_KINDS: &str = "InvalidRouteKinds";
+pub const INVALID_CERTIFICATE_REF: &str = "InvalidCertificateRef";
+pub const REF_NOT_PERMITTED: &str = "RefNotPermitted";
+pub const HOSTNAME_CONFLICT: &str = "HostnameConflict";
+pub const PROTOCOL_CONFLICT: &str = "ProtocolConflict";
+pub const NO_CONFLICTS: &str = "NoConflicts";
+
+// Route
+pub const NO_MATCHING_PARENT: &str = "NoMatchingParent";
+pub const NOT_ALLOWED_BY_LISTENERS: &str = "NotAllowedByListeners";
+pub const BACKEND_NOT_FOUND: &str = "BackendNotFound";
+pub const INVALID_KIND: &str = "InvalidKind";
+/// Ours: an older route has the listener. The specification names no reason for it.
+pub const ROUTE_CONFLICT: &str = "tailway.michaelbeaumont.github.io/RouteConflict";

@@ -1,0 +1,40 @@
+//! The objects that tailway reads: types of the Gateway API, and what is ours in them.
+
+pub mod conditions;
+#[rustfmt::skip]
+#[allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
+pub mod gateway_api;
+
+use gateway_api::{
+    gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrant,
+    tcproutes::TcpRoute,
+};
+use k8s_openapi::api::{
+    core::v1::{Namespace, Secret, Service},
+    discovery::v1::EndpointSlice,
+};
+
+/// `spec.controllerName` of the GatewayClasses that are ours.
+pub const CONTROLLER: &str = "tailway.michaelbeaumont.github.io/controller";
+
+/// API group of Gateway, GatewayClass and the routes.
+pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
+
+/// Key of `tls.options` that asks for the tailnet's certificate.
+pub const CERTIFICATE_OPTION: &str = "gateway.tailscale.com/certificate";
+
+/// Key of `tls.options` that lists the protocols offered by ALPN.
+pub const ALPN_OPTION: &str = "gateway.tailscale.com/alpn";
+
+/// An object of a kind that tailway reads.
+#[derive(Clone, Debug)]
+pub enum Object {
+    GatewayClass(Box<GatewayClass>),
+    Gateway(Box<Gateway>),
+    TcpRoute(Box<TcpRoute>),
+    ReferenceGrant(Box<ReferenceGrant>),
+    Service(Box<Service>),
+    EndpointSlice(Box<EndpointSlice>),
+    Secret(Box<Secret>),
+    Namespace(Box<Namespace>),
+}

@@ -1,0 +1,44 @@
+//! ReferenceGrant: who may refer to what in another namespace.
+
+use super::objects::Objects;
+use crate::{api::GATEWAY_GROUP, model::ObjectName};
+
+/// A reference from an object of the Gateway API to a core object.
+pub(super) struct Reference<'a> {
+    pub(super) from_kind: &'a str,
+    pub(super) from_namespace: &'a str,
+    pub(super) to_kind: &'a str,
+    pub(super) to: &'a ObjectName,
+}
+
+impl Objects {
+    /// Whether the reference stays in its namespace, or a ReferenceGrant beside its target allows
+    /// it (Gateway API, ReferenceGrant).
+    pub(super) fn permits(&self, reference: &Reference<'_>) -> bool {
+        let Reference {
+            from_kind,
+            from_namespace,
+            to_kind,
+            to,
+        } = reference;
+        if *from_namespace == to.namespace {
+            return true;
+        }
+        self.grants
+            .iter()
+            .filter(|(name, _)| name.namespace == to.namespace)
+            .any(|(_, grant)| {
+                let from = grant.spec.from.iter().any(|from| {
+                    from.group == GATEWAY_GROUP
+                        && from.kind == *from_kind
+                        && from.namespace == *from_namespace
+                });
+                let to = grant.spec.to.iter().any(|allowed| {
+                    allowed.group.is_empty()
+                        && allowed.kind == *to_kind
+                        && allowed.name.as_ref().is_none_or(|name| *name == to.name)
+                });
+                from && to
+            })
+    }
+}

@@ -1,0 +1,160 @@
+use crate::{
+    api::{
+        Object,
+        gateway_api::{
+            gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrant,
+            tcproutes::TcpRoute,
+        },
+    },
+    model::ObjectName,
+};
+use k8s_openapi::{
+    api::{
+        core::v1::{Namespace, Secret, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use std::{collections::BTreeMap, fmt};
+
+/// The kinds that tailway reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    GatewayClass,
+    Gateway,
+    TcpRoute,
+    ReferenceGrant,
+    Service,
+    EndpointSlice,
+    Secret,
+    Namespace,
+}
+
+/// Kind and name of an object; the namespace of cluster-scoped ones is empty.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key {
+    pub kind: Kind,
+    pub name: ObjectName,
+}
+
+/// All objects, by kind and name.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Objects {
+    pub(super) classes: BTreeMap<ObjectName, GatewayClass>,
+    pub(super) gateways: BTreeMap<ObjectName, Gateway>,
+    pub(super) tcp_routes: BTreeMap<ObjectName, TcpRoute>,
+    pub(super) grants: BTreeMap<ObjectName, ReferenceGrant>,
+    pub(super) services: BTreeMap<ObjectName, Service>,
+    pub(super) endpoint_slices: BTreeMap<ObjectName, EndpointSlice>,
+    pub(super) secrets: BTreeMap<ObjectName, Secret>,
+    pub(super) namespaces: BTreeMap<ObjectName, Namespace>,
+}
+
+/// Age before name: the order in which objects that conflict take precedence (Gateway API,
+/// "Conflicts"). An object without a time is as old as can be.
+pub(super) fn precedence(metadata: &ObjectMeta, name: &ObjectName) -> (Option<i128>, ObjectName) {
+    let created = metadata
+        .creation_timestamp
+        .as_ref()
+        .map(|time| time.0.as_nanosecond());
+    (created, name.clone())
+}
+
+pub(super) fn generation(metadata: &ObjectMeta) -> i64 {
+    metadata.generation.unwrap_or(0)
+}
+
+// === impl Kind ===
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::TcpRoute => "TCPRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Secret => "Secret",
+            Self::Namespace => "Namespace",
+        })
+    }
+}
+
+// === impl Key ===
+
+impl Key {
+    pub fn of(object: &Object) -> Self {
+        let (kind, metadata, namespaced) = match object {
+            Object::GatewayClass(o) => (Kind::GatewayClass, &o.metadata, false),
+            Object::Gateway(o) => (Kind::Gateway, &o.metadata, true),
+            Object::TcpRoute(o) => (Kind::TcpRoute, &o.metadata, true),
+            Object::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata, true),
+            Object::Service(o) => (Kind::Service, &o.metadata, true),
+            Object::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata, true),
+            Object::Secret(o) => (Kind::Secret, &o.metadata, true),
+            Object::Namespace(o) => (Kind::Namespace, &o.metadata, false),
+        };
+        let namespace = match (&metadata.namespace, namespaced) {
+            (_, false) => String::new(),
+            (Some(namespace), true) => namespace.clone(),
+            (None, true) => "default".into(),
+        };
+        Self {
+            kind,
+            name: ObjectName::new(namespace, metadata.name.clone().unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.name.namespace.is_empty() {
+            write!(f, "{} {}", self.kind, self.name.name)
+        } else {
+            write!(f, "{} {}", self.kind, self.name)
+        }
+    }
+}
+
+// === impl Objects ===
+
+impl Objects {
+    pub(super) fn apply(&mut self, object: Object) {
+        let name = Key::of(&object).name;
+        match object {
+            Object::GatewayClass(o) => drop(self.classes.insert(name, *o)),
+            Object::Gateway(o) => drop(self.gateways.insert(name, *o)),
+            Object::TcpRoute(o) => drop(self.tcp_routes.insert(name, *o)),
+            Object::ReferenceGrant(o) => drop(self.grants.insert(name, *o)),
+            Object::Service(o) => drop(self.services.insert(name, *o)),
+            Object::EndpointSlice(o) => drop(self.endpoint_slices.insert(name, *o)),
+            Object::Secret(o) => drop(self.secrets.insert(name, *o)),
+            Object::Namespace(o) => drop(self.namespaces.insert(name, *o)),
+        }
+    }
+
+    pub(super) fn delete(&mut self, key: &Key) {
+        let name = &key.name;
+        match key.kind {
+            Kind::GatewayClass => drop(self.classes.remove(name)),
+            Kind::Gateway => drop(self.gateways.remove(name)),
+            Kind::TcpRoute => drop(self.tcp_routes.remove(name)),
+            Kind::ReferenceGrant => drop(self.grants.remove(name)),
+            Kind::Service => drop(self.services.remove(name)),
+            Kind::EndpointSlice => drop(self.endpoint_slices.remove(name)),
+            Kind::Secret => drop(self.secrets.remove(name)),
+            Kind::Namespace => drop(self.namespaces.remove(name)),
+        }
+    }
+
+    /// Labels of a namespace. The one every API server sets is there without an object too.
+    pub(super) fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
+        let object = self.namespaces.get(&ObjectName::new("", namespace));
+        let mut labels = object
+            .and_then(|o| o.metadata.labels.clone())
+            .unwrap_or_default();
+        labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
+        labels
+    }
+}

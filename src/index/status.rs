@@ -1,0 +1,190 @@
+//! Statuses as the Gateway API has them, without times: whoever writes them stamps those.
+
+use crate::model::ObjectName;
+use serde::Serialize;
+
+/// The statuses of all objects, each kind sorted by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Statuses {
+    pub classes: Vec<ClassStatus>,
+    pub gateways: Vec<GatewayStatus>,
+    pub tcp_routes: Vec<RouteStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassStatus {
+    pub name: String,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayStatus {
+    pub name: ObjectName,
+    pub addresses: Vec<Address>,
+    pub conditions: Vec<Condition>,
+    pub listeners: Vec<ListenerStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ListenerStatus {
+    pub name: String,
+    pub supported_kinds: Vec<RouteKind>,
+    pub attached_routes: i32,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteStatus {
+    pub name: ObjectName,
+    pub parents: Vec<ParentStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentStatus {
+    pub parent_ref: ParentRef,
+    pub controller_name: &'static str,
+    pub conditions: Vec<Condition>,
+}
+
+/// A parentRef as the route spells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ParentRef {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<i32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Address {
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub value: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct RouteKind {
+    pub group: &'static str,
+    pub kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// `True` or `False`.
+    #[serde(serialize_with = "truth")]
+    pub status: bool,
+    pub reason: &'static str,
+    pub message: String,
+    pub observed_generation: i64,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature is serde's"
+)]
+fn truth<S: serde::Serializer>(status: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *status { "True" } else { "False" })
+}
+
+// === impl Condition ===
+
+impl Condition {
+    /// A condition that is `True` with the reason of the same name, as most are when all is well.
+    pub(super) fn fine(kind: &'static str, generation: i64) -> Self {
+        Self::new(kind, true, kind, String::new(), generation)
+    }
+
+    pub(super) fn new(
+        kind: &'static str,
+        status: bool,
+        reason: &'static str,
+        message: impl Into<String>,
+        generation: i64,
+    ) -> Self {
+        Self {
+            kind,
+            status,
+            reason,
+            message: message.into(),
+            observed_generation: generation,
+        }
+    }
+
+    /// `kind` as a finding has it: fine, or `False` with its reason and message.
+    pub(super) fn of(kind: &'static str, finding: Option<Finding>, generation: i64) -> Self {
+        match finding {
+            None => Self::fine(kind, generation),
+            Some(Finding { reason, message }) => {
+                Self::new(kind, false, reason, message, generation)
+            }
+        }
+    }
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+impl Finding {
+    pub(super) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+        }
+    }
+
+    /// The first reason with all messages: a condition has one reason.
+    pub(super) fn join(findings: Vec<Self>) -> Option<Self> {
+        let mut findings = findings.into_iter();
+        let first = findings.next()?;
+        Some(findings.fold(first, |mut all, finding| {
+            if !all.message.contains(&finding.message) {
+                all.message = format!("{}; {}", all.message, finding.message);
+            }
+            all
+        }))
+    }
+}
+
+// === impl Statuses ===
+
+impl Statuses {
+    /// Whether every object is accepted.
+    pub fn all_accepted(&self) -> bool {
+        use crate::api::conditions::ACCEPTED;
+        let classes = self.classes.iter().flat_map(|class| &class.conditions);
+        let gateways = self.gateways.iter().flat_map(|gateway| &gateway.conditions);
+        let listeners = self
+            .gateways
+            .iter()
+            .flat_map(|g| &g.listeners)
+            .flat_map(|l| &l.conditions);
+        let routes = self
+            .tcp_routes
+            .iter()
+            .flat_map(|r| &r.parents)
+            .flat_map(|p| &p.conditions);
+        classes
+            .chain(gateways)
+            .chain(listeners)
+            .chain(routes)
+            .filter(|condition| condition.kind == ACCEPTED)
+            .all(|condition| condition.status)
+    }
+}
