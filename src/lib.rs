@@ -10,11 +10,13 @@
 pub mod admin;
 pub mod api;
 pub mod args;
+pub mod check;
 pub mod drain;
 pub mod index;
 pub mod metrics;
 pub mod model;
 pub mod net;
 pub mod proxy;
+pub mod source;
 pub mod tailnet;
 pub mod telemetry;
