@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tailway/libtailscale/engine/relay"
+	"github.com/tailway/libtailscale/engine/shelter"
 	"github.com/tailway/libtailscale/engine/stack"
 	"tailscale.com/ipn/ipnlocal"
 	"tailscale.com/ipn/store"
@@ -20,7 +21,6 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
 	"tailscale.com/types/netmap"
-	"tailscale.com/util/dnsname"
 )
 
 // ErrClosed says that the node was closed.
@@ -190,12 +190,14 @@ func (n *Node) Listen(decide func(src, dst netip.AddrPort) bool, accept func(*Co
 	var calls sync.RWMutex
 	ended := false
 	n.stop = n.stack.Accept(
-		func(src, dst netip.AddrPort) bool {
+		func(src, dst netip.AddrPort) (accepted bool) {
+			defer shelter.Recover("the decision about a connection", nil)
 			calls.RLock()
 			defer calls.RUnlock()
 			return !ended && decide(src, dst)
 		},
 		func(c stack.Conn) {
+			defer shelter.Recover("an accepted connection", c.Abort)
 			calls.RLock()
 			defer calls.RUnlock()
 			if ended {
@@ -290,21 +292,21 @@ func cutPort(address string) (host string, port uint16, ok bool) {
 	return strings.TrimSuffix(address[:i], "."), ap.Port(), err == nil
 }
 
+// lookUp finds a node by its full name or, in the node's own tailnet, by its
+// first label: nodes that others shared have names of other tailnets.
 func lookUp(nm *netmap.NetworkMap, host string) (netip.Addr, bool) {
-	matches := func(name string) bool {
-		name = strings.TrimSuffix(name, ".")
-		return strings.EqualFold(name, host) || strings.EqualFold(dnsname.FirstLabel(name), host)
+	full := host
+	if suffix := nm.MagicDNSSuffix(); !strings.Contains(host, ".") && suffix != "" {
+		full = host + "." + suffix
 	}
 	address := func(node tailcfg.NodeView) (netip.Addr, bool) {
-		if !matches(node.Name()) || node.Addresses().Len() == 0 {
+		if !node.Valid() || node.Addresses().Len() == 0 || !strings.EqualFold(strings.TrimSuffix(node.Name(), "."), full) {
 			return netip.Addr{}, false
 		}
 		return node.Addresses().At(0).Addr(), true
 	}
-	if nm.SelfNode.Valid() {
-		if ip, ok := address(nm.SelfNode); ok {
-			return ip, true
-		}
+	if ip, ok := address(nm.SelfNode); ok {
+		return ip, true
 	}
 	for _, peer := range nm.Peers {
 		if ip, ok := address(peer); ok {
@@ -312,7 +314,7 @@ func lookUp(nm *netmap.NetworkMap, host string) (netip.Addr, bool) {
 		}
 	}
 	for _, record := range nm.DNS.ExtraRecords {
-		if strings.EqualFold(strings.TrimSuffix(record.Name, "."), host) {
+		if strings.EqualFold(strings.TrimSuffix(record.Name, "."), full) {
 			if ip, err := netip.ParseAddr(record.Value); err == nil {
 				return ip, true
 			}
@@ -425,6 +427,7 @@ func (n *Node) Close(timeout time.Duration) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer shelter.Recover("the end of the engine", nil)
 		n.server.Close()
 	}()
 	timer := time.NewTimer(time.Until(deadline))

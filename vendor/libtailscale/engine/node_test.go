@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -124,6 +125,19 @@ func TestWithoutAKeyItWaitsAndTellsTheLogin(t *testing.T) {
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("a cancelled up says %v", err)
 	}
+}
+
+func TestAControlServerThatIsAwayIsSaid(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	gone := listener.Addr().String()
+	check(t, listener.Close())
+	node := startNode(t, func(o *Options) { o.ControlURL = "http://" + gone })
+	await(t, "the status tells", func() bool {
+		var s status
+		check(t, json.Unmarshal([]byte(node.Status()), &s))
+		return strings.Contains(s.ControlError, gone)
+	})
 }
 
 func TestUpEndsWithItsNode(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/tailway/libtailscale/engine/shelter"
 	"golang.org/x/sys/unix"
 )
 
@@ -84,10 +85,12 @@ func (n *Node) relayPackets(udp net.PacketConn, local net.Conn) {
 	}
 	go func() {
 		defer end()
+		defer shelter.Recover("datagrams from the tailnet", nil)
 		packetsToLocal(udp, local)
 	}()
 	go func() {
 		defer end()
+		defer shelter.Recover("datagrams to the tailnet", nil)
 		packetsFromLocal(udp, local)
 	}()
 }

@@ -8,8 +8,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tailway/libtailscale/engine/shelter"
+	"tailscale.com/health"
 	"tailscale.com/ipn"
 	"tailscale.com/ipn/ipnstate"
+	"tailscale.com/tsconst"
 )
 
 // status is tailscale_status's document.
@@ -99,12 +102,14 @@ func watchStatus(n *Node) *statusWatcher {
 // listen passes on that something changed. The backend drops a watcher that falls
 // behind, so it watches anew until the node is closed.
 func (w *statusWatcher) listen() {
+	defer shelter.Recover("the watch of the backend", nil)
 	const mask = ipn.NotifyInitialState | ipn.NotifyPeerChanges | ipn.NotifyInitialHealthState
 	for w.node.closing.Err() == nil {
 		w.node.backend.WatchNotifications(w.node.closing, mask, nil, func(notify *ipn.Notify) bool {
 			w.note(notify)
 			return true
 		})
+		w.node.epoch.Add(1) // changes may have been missed
 	}
 }
 
@@ -130,6 +135,7 @@ func (w *statusWatcher) note(notify *ipn.Notify) {
 }
 
 func (w *statusWatcher) run() {
+	defer shelter.Recover("the status of a node", nil)
 	tick := time.NewTicker(statusPeriod)
 	defer tick.Stop()
 	for {
@@ -223,7 +229,30 @@ func (w *statusWatcher) build() *status {
 	s.refused = w.refused
 	w.mu.Unlock()
 	s.ControlError = s.refused
+	if s.ControlError == "" {
+		s.ControlError = controlError(w.node.backend.HealthTracker().CurrentState())
+	}
 	return s
+}
+
+// controlError finds what is wrong between the node and the control server.
+func controlError(state *health.State) string {
+	for _, code := range []health.WarnableCode{
+		tsconst.HealthWarnableLoginState,
+		tsconst.HealthWarnableTLSConnectionFailed,
+		tsconst.HealthWarnableNotInMapPoll,
+		tsconst.HealthWarnableMapResponseTimeout,
+	} {
+		warning, ok := state.Warnings[code]
+		switch {
+		case !ok:
+		case code != tsconst.HealthWarnableLoginState:
+			return warning.Text
+		case warning.Args[health.ArgError] != "":
+			return warning.Args[health.ArgError] // without it, a login is all that lacks
+		}
+	}
+	return ""
 }
 
 func (p *peers) add(peer *ipnstate.PeerStatus) {

@@ -5,6 +5,7 @@ import (
 	"io"
 	"sync/atomic"
 
+	"github.com/tailway/libtailscale/engine/shelter"
 	"github.com/tailway/libtailscale/engine/stack"
 	"golang.org/x/sys/unix"
 )
@@ -41,7 +42,7 @@ func (a *arriving) wake() {
 		switch state := a.state.Load(); state {
 		case asleep:
 			if a.state.CompareAndSwap(asleep, awake) {
-				go a.run()
+				launch(a)
 				return
 			}
 		case awake:
@@ -55,6 +56,7 @@ func (a *arriving) wake() {
 }
 
 func (a *arriving) run() {
+	defer shelter.Recover("a connection from the peer", func() { a.relay.endWith(Aborted) })
 	for {
 		if !a.round() {
 			return // stays awake for ever: no goroutine is to follow

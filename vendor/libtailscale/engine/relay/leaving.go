@@ -5,6 +5,7 @@ import (
 	"io"
 	"time"
 
+	"github.com/tailway/libtailscale/engine/shelter"
 	"github.com/tailway/libtailscale/engine/stack"
 	"golang.org/x/sys/unix"
 )
@@ -13,9 +14,7 @@ import (
 type leaving struct {
 	relay    *Relay
 	writable chan struct{} // sent to when the peer takes bytes again
-	step     func(fd uintptr) bool
-
-	err error // why step stopped
+	err      error         // why move stopped
 }
 
 var errEnded = errors.New("the relay has ended")
@@ -23,7 +22,6 @@ var errEnded = errors.New("the relay has ended")
 func (l *leaving) init(r *Relay) {
 	l.relay = r
 	l.writable = make(chan struct{}, 1)
-	l.step = l.move
 }
 
 // wake may be called from anywhere, also under locks of the stack.
@@ -36,40 +34,26 @@ func (l *leaving) wake() {
 
 func (l *leaving) run() {
 	r := l.relay
-	for {
-		l.err = nil
-		err := r.local.raw.Read(l.step)
-		if err == nil {
-			err = l.err
-		}
-		switch {
-		case errors.Is(err, stack.ErrWouldBlock):
-			if err := l.awaitRoom(); err != nil {
-				r.fail(err)
-				return
-			}
-		case errors.Is(err, io.EOF):
-			if r.peer.CloseWrite() != nil {
-				r.endWith(PeerReset)
-				return
-			}
-			r.endHalf()
-			l.awaitHangUp()
-			return
-		default:
-			r.fail(err)
-			return
-		}
+	defer shelter.Recover("a connection to the peer", func() { r.endWith(Aborted) })
+	err := r.local.raw.Read(l.move)
+	if err == nil {
+		err = l.err
 	}
+	if !errors.Is(err, io.EOF) {
+		r.fail(err)
+		return
+	}
+	if r.peer.CloseWrite() != nil {
+		r.endWith(PeerReset)
+		return
+	}
+	r.endHalf()
+	l.awaitHangUp()
 }
 
-// move runs until there is nothing more or the peer takes no more; false waits
-// for bytes.
+// move runs until there is nothing more; false waits for
+// bytes.
 func (l *leaving) move(fd uintptr) bool {
-	if !l.relay.peer.Writable() {
-		l.err = stack.ErrWouldBlock
-		return true
-	}
 	buf := take()
 	defer buf.free()
 	for {

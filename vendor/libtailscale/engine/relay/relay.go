@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/tailway/libtailscale/engine/shelter"
 	"github.com/tailway/libtailscale/engine/stack"
 )
 
@@ -131,7 +132,10 @@ func (r *Relay) endWith(end End) {
 	}
 	if r.done != nil {
 		// The caller may hold locks that its callback wants.
-		go r.done(r.Stats())
+		go func() {
+			defer shelter.Recover("the end of a connection", nil)
+			r.done(r.Stats())
+		}()
 	}
 }
 

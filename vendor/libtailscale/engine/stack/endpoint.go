@@ -115,10 +115,6 @@ func (d *discarder) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-func (e *endpoint) Writable() bool {
-	return e.Endpoint.Readiness(waiter.WritableEvents) != 0
-}
-
 func (e *endpoint) Write(p []byte) (int, error) {
 	e.written.Reset(p)
 	n, err := e.Endpoint.Write(&e.written, tcpip.WriteOptions{})

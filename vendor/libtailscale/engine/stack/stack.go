@@ -59,8 +59,6 @@ type Conn interface {
 	Peek(p []byte) (int, error)
 	// Discard takes n bytes that Peek gave.
 	Discard(n int)
-	// Writable says whether Write would take anything, or fail.
-	Writable() bool
 	// Write hands over what the send buffer has room for, at least one byte.
 	Write(p []byte) (int, error)
 
