@@ -115,6 +115,9 @@ pub struct NodeArguments {
     /// Control server, when it is not Tailscale's
     #[arg(long, env = "TS_CONTROL_URL", value_name = "URL")]
     pub control_url: Option<String>,
+    /// How often certificates are looked at; each is renewed when its issuer says (ARI)
+    #[arg(long, env = "TAILWAY_CERTIFICATE_CHECK", default_value = "1h", value_parser = duration, value_name = "DURATION")]
+    pub certificate_check: Duration,
     /// Let the tailnet forget the nodes once they are gone
     #[arg(long, env = "TAILWAY_EPHEMERAL")]
     pub ephemeral: bool,

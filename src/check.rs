@@ -22,6 +22,10 @@ struct Row {
 /// The conditions as a table for people: what is wrong comes with its reason and message, what is
 /// fine in one line per object.
 pub fn table(statuses: &Statuses) -> String {
+    render(&rows(statuses))
+}
+
+fn rows(statuses: &Statuses) -> Vec<Row> {
     let mut rows = Vec::new();
     for class in &statuses.classes {
         add(
@@ -51,7 +55,40 @@ pub fn table(statuses: &Statuses) -> String {
             add(&mut rows, "TCPRoute", &name, &part, &parent.conditions);
         }
     }
-    render(&rows)
+    rows
+}
+
+/// What is wrong, a line each.
+pub fn problems(statuses: &Statuses) -> Vec<String> {
+    rows(statuses)
+        .into_iter()
+        .filter(|row| row.status == "False" || row.condition == c::CONFLICTED)
+        .map(|row| {
+            format!(
+                "{} {} {} {}={} {}: {}",
+                row.kind, row.name, row.part, row.condition, row.status, row.reason, row.message
+            )
+        })
+        .collect()
+}
+
+/// The Gateways that are not programmed and why, a line each.
+pub fn unprogrammed(statuses: &Statuses) -> String {
+    let waiting = statuses.gateways.iter().flat_map(|gateway| {
+        let programmed = gateway
+            .conditions
+            .iter()
+            .filter(|condition| condition.kind == c::PROGRAMMED);
+        programmed
+            .filter(|condition| !condition.status)
+            .map(move |condition| {
+                format!(
+                    "{}: {}: {}\n",
+                    gateway.name, condition.reason, condition.message
+                )
+            })
+    });
+    waiting.collect()
 }
 
 fn add(rows: &mut Vec<Row>, kind: &'static str, name: &str, part: &str, conditions: &[Condition]) {

@@ -9,6 +9,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod app;
 pub mod args;
 pub mod check;
 pub mod drain;

@@ -64,6 +64,11 @@ impl Index {
         self.reports.insert(gateway, report);
     }
 
+    /// Forgets what a node said: it is gone.
+    pub fn forget_report(&mut self, gateway: &ObjectName) {
+        self.reports.remove(gateway);
+    }
+
     /// Works out what follows from the objects and reports.
     pub fn evaluate(&self) -> Outcome {
         gateways::evaluate(&self.objects, &self.reports)
