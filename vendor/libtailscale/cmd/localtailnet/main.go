@@ -64,9 +64,16 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	var err error
-	if len(os.Args) > 1 && os.Args[1] == "get" {
+	subcommand := ""
+	if len(os.Args) > 1 {
+		subcommand = os.Args[1]
+	}
+	switch subcommand {
+	case "get":
 		err = runGet(ctx, os.Args[2:], os.Stdout)
-	} else {
+	case "backend":
+		err = runBackend(ctx, os.Args[2:])
+	default:
 		err = run(ctx, os.Args[1:], os.Stdin, os.Stdout)
 	}
 	if errors.Is(err, flag.ErrHelp) {
@@ -94,7 +101,7 @@ func run(ctx context.Context, arguments []string, stdin io.Reader, stdout io.Wri
 		return err
 	}
 	if flags.NArg() > 0 {
-		return fmt.Errorf("unknown argument %q: the only subcommand is get", flags.Arg(0))
+		return fmt.Errorf("unknown argument %q: the subcommands are get and backend", flags.Arg(0))
 	}
 	log.SetOutput(io.Discard)
 	if *verbose {
