@@ -1,7 +1,7 @@
 //! Log lines: written to stderr, so that stdout stays what a command answers.
 
 use crate::args::{LogArguments, LogFormat};
-use std::io;
+use std::io::{self, IsTerminal};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +22,13 @@ pub fn start(arguments: &LogArguments) -> Result<(), FilterError> {
     })?;
     let registry = tracing_subscriber::registry().with(filter);
     match arguments.log_format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(io::stderr)).init(),
+        LogFormat::Text => registry
+            .with(
+                fmt::layer()
+                    .with_ansi(io::stderr().is_terminal())
+                    .with_writer(io::stderr),
+            )
+            .init(),
         LogFormat::Json => registry
             .with(
                 fmt::layer()
