@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
@@ -162,8 +163,11 @@ func tailscale_new() C.tailscale {
 	n := &node{}
 	n.options.Logf = func(user bool, line string) {
 		level := C.int(C.TAILSCALE_LOG_DEBUG)
-		if user {
+		switch {
+		case user:
 			level = C.TAILSCALE_LOG_INFO
+		case strings.HasPrefix(line, "health(warnable=") && strings.Contains(line, "): error: "):
+			level = C.TAILSCALE_LOG_WARN
 		}
 		emit(n.sd, level, line)
 	}

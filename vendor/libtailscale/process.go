@@ -46,7 +46,11 @@ func (l lines) Write(text []byte) (int, error) {
 		// envknob is about to end the process: see setKnob.
 		panic(errKnob)
 	}
-	emit(0, l.level, strings.TrimRight(string(text), "\n"))
+	level := l.level
+	if strings.HasPrefix(string(text), "panic") {
+		level = C.TAILSCALE_LOG_WARN
+	}
+	emit(0, level, strings.TrimRight(string(text), "\n"))
 	return len(text), nil
 }
 

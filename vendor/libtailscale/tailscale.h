@@ -12,6 +12,7 @@
 // BLOCKING       No function here blocks for network or disk. What takes time
 //                is an operation: it returns at once, and its callback runs
 //                exactly once at its end (a watch: its last call is the end).
+//                `op` may be NULL for one that nobody will cancel.
 //                A function that returns other than 0 never calls back.
 // CALLBACKS      Run on threads of the Go runtime, several at a time. They must
 //                return quickly, must not unwind, and may call only functions
@@ -65,7 +66,9 @@ typedef void (*tailscale_log_fn)(void *user, tailscale sd, int level,
 extern int tailscale_set_log(tailscale_log_fn fn, void *user);
 
 // Sets an environment variable for Go code, TS_* knobs included. Go copies the
-// environment when the process starts, so a later setenv(3) is not seen.
+// environment when the process starts, so a later setenv(3) is not seen. Before
+// the first node is started: knobs that a node reads are not guarded. -1 when a
+// knob cannot parse the value.
 extern int tailscale_setenv(const char *name, const char *value);
 
 // Bounds the Go heap. `limit_bytes` <= 0 leaves the soft memory limit as it is
@@ -164,6 +167,7 @@ extern int tailscale_cancel(tailscale_op op);
 // then the engine. The handle is invalid from the call on. -1 in `done` when
 // the engine did not end within `timeout_ms`; the process should then exit.
 // Closing a node that was never started is fine. `done` may be NULL.
+// `timeout_ms` 0: 10 s.
 extern int tailscale_close(tailscale sd, uint64_t timeout_ms,
                            tailscale_done_fn done, void *user);
 

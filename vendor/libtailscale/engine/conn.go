@@ -80,6 +80,9 @@ func (c *Conn) Stats() relay.Stats {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.relay == nil {
+		if c.ended == relay.Open && c.peer.Failed() {
+			return relay.Stats{End: relay.PeerReset}
+		}
 		return relay.Stats{End: c.ended}
 	}
 	return c.relay.Stats()

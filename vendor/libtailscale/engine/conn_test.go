@@ -15,6 +15,7 @@ import (
 
 	"github.com/tailway/libtailscale/engine/relay"
 	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/tcpip"
 )
 
 const megabyte = 1 << 20
@@ -375,6 +376,38 @@ func tcpPair(t *testing.T) (*net.TCPConn, int) {
 	fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	check(t, err)
 	return here.(*net.TCPConn), fd
+}
+
+func TestConnectionsAskWhetherTheirPeerIsThere(t *testing.T) {
+	client, server := up(t, "client"), up(t, "server")
+	conns := accepting(t, server)
+	ours, theirs := dialed(t, client, server, conns)
+	for _, conn := range []*Conn{ours, theirs} {
+		endpoint := conn.peer.(interface {
+			GetSockOpt(tcpip.GettableSocketOption) tcpip.Error
+			SocketOptions() *tcpip.SocketOptions
+		})
+		var idle tcpip.KeepaliveIdleOption
+		var interval tcpip.KeepaliveIntervalOption
+		if endpoint.GetSockOpt(&idle) != nil || endpoint.GetSockOpt(&interval) != nil {
+			t.Fatal("the endpoint does not tell its keepalive")
+		}
+		if !endpoint.SocketOptions().GetKeepAlive() || time.Duration(idle) != time.Minute || time.Duration(interval) != 15*time.Second {
+			t.Errorf("keepalive is %v after %v every %v", endpoint.SocketOptions().GetKeepAlive(), time.Duration(idle), time.Duration(interval))
+		}
+	}
+}
+
+func TestAResetIsToldOfAConnectionThatIsNotOpened(t *testing.T) {
+	client, server := up(t, "client"), up(t, "server")
+	conns := accepting(t, server)
+	ours, theirs := dialed(t, client, server, conns)
+	ours.Abort()
+	await(t, "the reset arrived", func() bool { return theirs.Stats().End == relay.PeerReset })
+	near := opened(t, theirs)
+	if _, err := near.Read(make([]byte, 1)); err == nil {
+		t.Error("a reset connection gave a byte")
+	}
 }
 
 func TestAReleasedConnectionThatWasNotUsedIsReset(t *testing.T) {

@@ -69,7 +69,7 @@ func (s *status) json() string {
 
 const (
 	// statusDebounce gathers the many notifications of one change.
-	statusDebounce = 50 * time.Millisecond
+	statusDebounce = 100 * time.Millisecond
 	// statusPeriod is how soon it shows what nobody notifies of: how peers are
 	// reached, a key that expires, capabilities.
 	statusPeriod = 10 * time.Second
