@@ -1,0 +1,7 @@
+//! Tests on real tailnet nodes: control server, DERP, STUN and ACME of `localtailnet`, on loopback.
+
+mod certificates;
+mod connections;
+mod nodes;
+mod run;
+mod world;
