@@ -1,5 +1,15 @@
 //! All tests of tailway that are not beside the code they test: one binary.
-#![allow(unreachable_pub, reason = "helpers are shared by the modules of one binary")]
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+#![allow(
+    unreachable_pub,
+    reason = "helpers are shared by the modules of one binary"
+)]
 
 mod floors;
 mod tailnet;

@@ -402,7 +402,7 @@ async fn a_backend_that_is_down_slow_or_closes_early_harms_its_own_connection_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_expires_or_is_removed_is_told_and_comes_back_by_login() {
+async fn a_node_that_expires_or_is_removed_is_told() {
     let tailnet = Tailnet::start().await;
     let tailway = Tailway::start(&tailnet, &gateway("expires", page("x").await)).await;
     tailway.ready().await;
@@ -412,6 +412,8 @@ async fn a_node_that_expires_or_is_removed_is_told_and_comes_back_by_login() {
         .post("/nodes/expires/expire", json!({"never": true}))
         .await;
     tailway.ready().await;
+    tailnet.delete("/nodes/expires").await;
+    tailway.unready("Pending").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
