@@ -6,7 +6,7 @@ use super::{
 use crate::{
     drain::Drain,
     metrics::Metrics,
-    model::{Certificate, NodeReport, Port, Programmed, Snapshot, Unready},
+    model::{Certificate, NodeReport, Port, Programmed, Snapshot, TlsListener, Unready},
     tailnet::{self, Node, NodeConfig, Status},
 };
 use std::{
@@ -247,43 +247,71 @@ fn report_of(
     certificate: &CertificateState,
     errors: &[PortError],
 ) -> NodeReport {
-    let no = |reason, message: String| Programmed::No { reason, message };
-    let programmed = if status.key_expired {
-        no(
-            Unready::Pending,
-            format!(
-                "the key of node {} has expired: log in again, or disable key expiry for it in the admin console",
-                status.dns_name
-            ),
-        )
-    } else if !status.is_running() {
-        no(Unready::Pending, waiting_for(status))
-    } else if let Some(error) = errors.first() {
-        no(Unready::Invalid, error.to_string())
-    } else if wants_tailnet_certificate(snapshot) && certificate.expires.is_none() {
-        let reason = if !certificate.error.is_empty() {
-            certificate.error.clone()
-        } else if status.dns_name.is_empty() {
-            "the tailnet gave the node no name: enable MagicDNS in the DNS page of the admin console".into()
-        } else {
-            format!("waiting for the certificate of {}", status.dns_name)
-        };
-        no(Unready::Pending, reason)
-    } else if status.is_renamed() {
-        no(
-            Unready::AddressNotUsable,
-            format!(
-                "the tailnet named the node {} because {} is taken; it serves that name: remove the other machine, or set another Hostname in spec.addresses",
-                status.dns_name, snapshot.node.name
-            ),
-        )
-    } else {
-        Programmed::Generation(snapshot.generation)
-    };
+    let unready = unready(snapshot, status, certificate, errors);
     NodeReport {
         dns_name: status.dns_name.clone(),
         addresses: status.ips.clone(),
-        programmed,
+        programmed: match unready {
+            Some((reason, message)) => Programmed::No { reason, message },
+            None => Programmed::Generation(snapshot.generation),
+        },
+    }
+}
+
+/// Why the snapshot is not served as it should be; the cause that has to go first.
+fn unready(
+    snapshot: &Snapshot,
+    status: &Status,
+    certificate: &CertificateState,
+    errors: &[PortError],
+) -> Option<(Unready, String)> {
+    let name = &status.dns_name;
+    if status.key_expired {
+        let message = format!(
+            "the key of node {name} has expired: log in again, or disable key expiry for it in the admin console"
+        );
+        return Some((Unready::Pending, message));
+    }
+    if !status.is_running() {
+        return Some((Unready::Pending, waiting_for(status)));
+    }
+    if let Some(error) = errors.first() {
+        return Some((Unready::Invalid, error.to_string()));
+    }
+    if let Some(listener) = tls_listeners(snapshot).find(|listener| serves_nothing(listener, name))
+    {
+        let hostname = listener
+            .hostname
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let message = format!(
+            "listener {} has no certificate for {hostname}: the tailnet's is for {name}; refer to a Secret, or leave the hostname out",
+            listener.name
+        );
+        return Some((Unready::Invalid, message));
+    }
+    if wants_tailnet_certificate(snapshot, name) && certificate.expires.is_none() {
+        return Some((Unready::Pending, waiting_for_certificate(name, certificate)));
+    }
+    if status.is_renamed() {
+        let message = format!(
+            "the tailnet named the node {name} because {} is taken; it serves that name: remove the other machine, or set another Hostname in spec.addresses",
+            snapshot.node.name
+        );
+        return Some((Unready::AddressNotUsable, message));
+    }
+    None
+}
+
+fn waiting_for_certificate(name: &str, certificate: &CertificateState) -> String {
+    if !certificate.error.is_empty() {
+        certificate.error.clone()
+    } else if name.is_empty() {
+        "the tailnet gave the node no name: enable MagicDNS in the DNS page of the admin console"
+            .into()
+    } else {
+        format!("waiting for the certificate of {name}")
     }
 }
 
@@ -304,13 +332,28 @@ fn waiting_for(status: &Status) -> String {
     }
 }
 
-fn wants_tailnet_certificate(snapshot: &Snapshot) -> bool {
-    snapshot.ports.values().any(|port| match port {
-        Port::Tcp(_) => false,
-        Port::Tls(listeners) => listeners
-            .iter()
-            .any(|listener| listener.certificates.tailnet),
+fn tls_listeners(snapshot: &Snapshot) -> impl Iterator<Item = &TlsListener> {
+    snapshot.ports.values().flat_map(|port| match port {
+        Port::Tcp(_) => &[][..],
+        Port::Tls(listeners) => listeners,
     })
+}
+
+/// Whether clients of the node's name are meant by a listener that serves its certificate.
+fn wants_tailnet_certificate(snapshot: &Snapshot, name: &str) -> bool {
+    tls_listeners(snapshot).any(|listener| listener.certificates.tailnet && is_for(listener, name))
+}
+
+fn is_for(listener: &TlsListener, name: &str) -> bool {
+    listener
+        .hostname
+        .as_ref()
+        .is_none_or(|hostname| hostname.matches(name))
+}
+
+/// Whether no client can be served: the listener is for another name, without a Secret.
+fn serves_nothing(listener: &TlsListener, name: &str) -> bool {
+    listener.certificates.secrets.is_empty() && !is_for(listener, name)
 }
 
 /// Keeps the certificate of the node's name while a listener wants it.
@@ -342,7 +385,7 @@ impl Renewal {
 
     /// Names the certificate that is wanted; a change starts over at once.
     fn name(&self, status: &Status, snapshot: &Snapshot) {
-        let wanted = (status.is_running() && wants_tailnet_certificate(snapshot))
+        let wanted = (status.is_running() && wants_tailnet_certificate(snapshot, &status.dns_name))
             .then(|| status.dns_name.clone())
             .filter(|name| !name.is_empty());
         self.domain.send_if_modified(|domain| {
@@ -383,5 +426,118 @@ impl Issuer for Node {
             ),
             retry_after: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Certificates, HostnamePattern, NodeName, NodeSpec, ObjectName};
+
+    fn snapshot(hostname: Option<&str>) -> Snapshot {
+        let listener = TlsListener {
+            name: "https".into(),
+            hostname: hostname.map(|hostname| HostnamePattern::parse(hostname).unwrap()),
+            certificates: Certificates {
+                tailnet: true,
+                secrets: Vec::new(),
+            },
+            alpn: Vec::new(),
+            route: None,
+        };
+        Snapshot {
+            gateway: ObjectName::new("default", "web"),
+            generation: 3,
+            node: NodeSpec {
+                name: NodeName::parse("web").unwrap(),
+            },
+            ports: [(443, Port::Tls(vec![listener]))].into(),
+            backends: [].into(),
+        }
+    }
+
+    fn running(name: &str) -> Status {
+        Status {
+            state: "Running".into(),
+            hostname: "web".into(),
+            dns_name: name.into(),
+            ips: vec![[100, 64, 0, 1].into()],
+            ..Status::default()
+        }
+    }
+
+    fn issued() -> CertificateState {
+        CertificateState {
+            expires: Some(SystemTime::now()),
+            error: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_gateway_is_programmed_when_its_node_is_up_and_its_certificate_is_there() {
+        let report = report_of(
+            &snapshot(None),
+            &running("web.example.ts.net"),
+            &issued(),
+            &[],
+        );
+        assert_eq!(report.programmed, Programmed::Generation(3));
+        assert_eq!(report.dns_name, "web.example.ts.net");
+    }
+
+    #[test]
+    fn what_keeps_it_from_being_programmed_is_said_with_the_fix() {
+        let reason = |status: &Status, certificate: &CertificateState, hostname| {
+            unready(&snapshot(hostname), status, certificate, &[]).unwrap()
+        };
+        let login = Status {
+            state: "NeedsLogin".into(),
+            auth_url: "https://x/y".into(),
+            ..Status::default()
+        };
+        let expired = Status {
+            key_expired: true,
+            ..running("web.example.ts.net")
+        };
+        let up = running("web.example.ts.net");
+        let error = CertificateState {
+            error: "enable HTTPS".into(),
+            ..CertificateState::default()
+        };
+        for (status, certificate, hostname, (expected, text)) in [
+            (
+                &login,
+                &issued(),
+                None,
+                (Unready::Pending, "login at https://x/y"),
+            ),
+            (&expired, &issued(), None, (Unready::Pending, "has expired")),
+            (
+                &up,
+                &CertificateState::default(),
+                None,
+                (
+                    Unready::Pending,
+                    "waiting for the certificate of web.example.ts.net",
+                ),
+            ),
+            (&up, &error, None, (Unready::Pending, "enable HTTPS")),
+            (
+                &up,
+                &issued(),
+                Some("other.example.com"),
+                (Unready::Invalid, "no certificate for other.example.com"),
+            ),
+            (
+                &running("web-1.example.ts.net"),
+                &issued(),
+                None,
+                (Unready::AddressNotUsable, "web-1.example.ts.net"),
+            ),
+        ] {
+            let (found, message) = reason(status, certificate, hostname);
+            assert_eq!(found, expected, "{message}");
+            assert!(message.contains(text), "{message}");
+        }
     }
 }

@@ -230,6 +230,16 @@ async fn a_slow_reader_loses_nothing_and_takes_bounded_memory() {
     assert_eq!(soon("the splice ends", splice).await.unwrap().sent, total);
 }
 
+/// Resident memory of a process in KiB.
+fn resident(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 fn process_entries(pid: u32, directory: &str) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/{directory}"))
         .unwrap()
@@ -253,6 +263,7 @@ async fn a_thousand_idle_connections_hold_no_thread_and_few_descriptors() {
     let client = tailnet.node("idle-client").await;
     let name = format!("idle.{}", tailnet.domain());
     let (threads, descriptors) = (process_entries(pid, "task"), process_entries(pid, "fd"));
+    let memory = resident(pid);
     let mut open = Vec::new();
     for number in 0..1000 {
         let mut stream = client
@@ -279,6 +290,11 @@ async fn a_thousand_idle_connections_hold_no_thread_and_few_descriptors() {
     );
     assert!(more_threads < 16, "{more_threads} threads more");
     assert!(more <= 1100, "{more} descriptors more for 1000 connections");
+    let grown = resident(pid).saturating_sub(memory);
+    assert!(
+        grown < 100 * 1024,
+        "{grown} KiB more for 1000 idle connections"
+    );
     drop(open);
     eventually("the descriptors are given back", || async {
         (process_entries(pid, "fd") < descriptors + 50).then_some(())
