@@ -447,3 +447,72 @@ async fn a_name_that_is_taken_in_the_tailnet_is_told_and_what_works_is_served() 
     let url = format!("https://taken-1.{}/", tailnet.domain());
     assert_eq!(tailnet.visit(&url).await.unwrap()["body"], "second");
 }
+
+/// Runs tailway to its end; its exit code and what it wrote to stderr.
+async fn ended(arguments: &[&str]) -> (Option<i32>, String) {
+    let run = tokio::process::Command::new(env!("CARGO_BIN_EXE_tailway"))
+        .args(arguments)
+        .env_remove("TS_AUTHKEY")
+        .stdin(std::process::Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let output = soon("tailway ends", run).await.unwrap();
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_used_is_said_at_once_with_the_fix() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("gateway.yaml");
+    std::fs::write(&file, gateway("never", 1)).unwrap();
+    let file = file.to_str().unwrap();
+    let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = taken.local_addr().unwrap().to_string();
+    let state = directory.path().join("state");
+    let state = state.to_str().unwrap();
+    // A directory below a file cannot be made, whoever asks.
+    let below_a_file = format!("{file}/state");
+    let run = ["run", "-f", file, "--control-url", "http://127.0.0.1:1"];
+    for (arguments, expected) in [
+        (
+            vec!["--state-dir", &below_a_file],
+            "choose another --state-dir",
+        ),
+        (
+            vec!["--state-dir", state, "--admin-addr", &taken],
+            "choose another --admin-addr",
+        ),
+    ] {
+        let (code, text) = ended(&[&run[..], &arguments].concat()).await;
+        assert_eq!(code, Some(1), "{text}");
+        assert!(text.contains(expected), "{text}");
+    }
+    let (code, text) = ended(&["run", "-f", "/nowhere/gateway.yaml"]).await;
+    assert_eq!(code, Some(1));
+    assert!(
+        text.contains("/nowhere/gateway.yaml: cannot be read"),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_exits_with_1_when_something_is_not_accepted() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = directory.path().join("gateway.yaml");
+    let path = file.to_str().unwrap();
+    std::fs::write(&file, gateway("checked", 1)).unwrap();
+    assert_eq!(ended(&["check", "-f", path]).await.0, Some(0));
+    std::fs::write(
+        &file,
+        gateway("checked", 1).replace("protocol: TCP", "protocol: SCTP"),
+    )
+    .unwrap();
+    assert_eq!(ended(&["check", "-f", path]).await.0, Some(1));
+    std::fs::write(&file, "kind: [").unwrap();
+    let (code, text) = ended(&["check", "-f", path]).await;
+    assert_eq!(code, Some(1));
+    assert!(text.contains(&format!("error: {path}:1: ")), "{text}");
+}
