@@ -65,8 +65,16 @@ impl Drop for Buffer {
 struct Half {
     /// Bytes read and not yet written: buffer, start, end.
     pending: Option<(Buffer, usize, usize)>,
+    /// What came behind the pending bytes, found while the buffer was filled.
+    behind: Option<Behind>,
     state: HalfState,
     unflushed: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Behind {
+    End,
+    Failure,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -176,20 +184,42 @@ impl Half {
         }
     }
 
-    /// Reads into a fresh buffer; `false` at the end.
+    /// Fills a fresh buffer with what is there; `false` at the end. A TLS stream gives a record at a
+    /// time, which would make a system call of each towards the backend.
     fn poll_read<R: AsyncRead + Unpin>(
         &mut self,
         context: &mut Context<'_>,
         from: &mut R,
     ) -> Poll<io::Result<bool>> {
+        match self.behind {
+            Some(Behind::End) => return Poll::Ready(Ok(false)),
+            Some(Behind::Failure) => {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            }
+            None => {}
+        }
         let mut buffer = Buffer::take();
         let mut slice = ReadBuf::new(buffer.bytes());
-        ready!(Pin::new(from).poll_read(context, &mut slice))?;
-        let length = slice.filled().len();
-        if length > 0 {
-            self.pending = Some((buffer, 0, length));
+        while slice.remaining() > 0 {
+            let before = slice.filled().len();
+            let polled = Pin::new(&mut *from).poll_read(context, &mut slice);
+            let first = before == 0;
+            match polled {
+                Poll::Ready(Ok(())) if slice.filled().len() > before => {}
+                Poll::Ready(Ok(())) if first => return Poll::Ready(Ok(false)),
+                Poll::Ready(Err(error)) if first => return Poll::Ready(Err(error)),
+                Poll::Pending if first => return Poll::Pending,
+                Poll::Ready(Ok(())) => self.behind = Some(Behind::End),
+                Poll::Ready(Err(_)) => self.behind = Some(Behind::Failure),
+                Poll::Pending => {}
+            }
+            if slice.filled().len() == before {
+                break;
+            }
         }
-        Poll::Ready(Ok(length > 0))
+        let length = slice.filled().len();
+        self.pending = Some((buffer, 0, length));
+        Poll::Ready(Ok(true))
     }
 
     fn poll_write<W: AsyncWrite + Unpin>(
@@ -212,5 +242,112 @@ impl Half {
             }
         }
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::VecDeque;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    /// Gives what it was told to, piece by piece, and takes everything.
+    struct Script {
+        pieces: VecDeque<io::Result<&'static [u8]>>,
+        writes: Vec<Vec<u8>>,
+    }
+
+    impl AsyncRead for Script {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            out: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            match self.pieces.pop_front() {
+                Some(Ok(piece)) => {
+                    out.put_slice(piece);
+                    Poll::Ready(Ok(()))
+                }
+                Some(Err(error)) => Poll::Ready(Err(error)),
+                None => Poll::Ready(Ok(())),
+            }
+        }
+    }
+
+    impl AsyncWrite for Script {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.writes.push(bytes.to_vec());
+            Poll::Ready(Ok(bytes.len()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    fn script(pieces: Vec<io::Result<&'static [u8]>>) -> Script {
+        Script {
+            pieces: pieces.into(),
+            writes: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn pieces_that_are_there_are_written_at_once() {
+        let mut peer = script(vec![Ok(b"one "), Ok(b"two "), Ok(b"three")]);
+        let mut backend = script(vec![]);
+        let progress = Progress::default();
+        assert_eq!(
+            copy_both(&mut peer, &mut backend, None, &progress).await,
+            End::Eof
+        );
+        assert_eq!(backend.writes, [b"one two three"]);
+        assert_eq!(progress.received.load(Ordering::Relaxed), 13);
+    }
+
+    #[tokio::test]
+    async fn what_came_before_a_failure_is_delivered_before_it_shows() {
+        let mut peer = script(vec![
+            Ok(b"last words"),
+            Err(io::ErrorKind::ConnectionReset.into()),
+        ]);
+        let mut backend = script(vec![]);
+        let progress = Progress::default();
+        assert_eq!(
+            copy_both(&mut peer, &mut backend, None, &progress).await,
+            End::PeerReset
+        );
+        assert_eq!(backend.writes, [b"last words"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_ends_after_the_timeout_and_an_active_one_does_not() {
+        let (mut peer, mut client) = duplex(64);
+        let (mut backend, _server) = duplex(64);
+        let progress = Progress::default();
+        let started = Instant::now();
+        let (end, ()) = tokio::join!(
+            copy_both(
+                &mut peer,
+                &mut backend,
+                Some(Duration::from_secs(10)),
+                &progress
+            ),
+            async {
+                tokio::time::sleep(Duration::from_secs(8)).await;
+                client.write_all(b"x").await.unwrap();
+            }
+        );
+        assert_eq!(end, End::Idle);
+        assert_eq!(started.elapsed().as_secs(), 18);
+        assert_eq!(client.read(&mut []).await.unwrap(), 0);
     }
 }
