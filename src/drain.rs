@@ -25,9 +25,11 @@ impl Drain {
     /// Runs `connection` until it ends by itself or is forced to. Dropping it early must reset it.
     pub fn spawn(&self, connection: impl Future<Output = ()> + Send + 'static) {
         let forced = self.forced.clone();
+        // On the heap: a task would have room for it twice, before and after the move.
+        let mut connection = Box::pin(connection);
         self.connections.spawn(async move {
             tokio::select! {
-                () = connection => {}
+                () = &mut connection => {}
                 () = forced.cancelled() => {}
             }
         });

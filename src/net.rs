@@ -81,8 +81,8 @@ pub trait Accepted: Send + 'static {
 /// An open connection. `poll_shutdown` is a half-close; dropping it without one resets it when
 /// bytes are unread and closes it otherwise.
 pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static {
-    /// Resets it instead of closing it.
-    fn reset(self);
+    /// Resets it instead of closing it, at the latest when it is dropped.
+    fn reset(&self);
 
     /// Whether the end of the bytes read was a reset by the peer and no orderly end.
     fn was_reset(&self) -> bool;

@@ -12,4 +12,5 @@
 )]
 
 mod floors;
+mod proxy;
 mod tailnet;

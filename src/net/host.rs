@@ -176,7 +176,7 @@ pub fn close_in_order(stream: &TcpStream) {
 // === impl HostStream ===
 
 impl Stream for HostStream {
-    fn reset(self) {
+    fn reset(&self) {
         reset_on_close(&self.0);
     }
 

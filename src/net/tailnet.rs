@@ -109,7 +109,7 @@ impl Accepted for Pending {
 }
 
 impl Stream for Connection {
-    fn reset(self) {
+    fn reset(&self) {
         Connection::reset(self);
     }
 

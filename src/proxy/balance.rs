@@ -137,19 +137,23 @@ impl Balancer {
     }
 
     /// Connects to one of two endpoints drawn at random, that with fewer open connections; once
-    /// more to another one when that fails.
+    /// more to another one when that fails. `failed` is told of every try that did; `None` when
+    /// none was left.
     pub(super) async fn connect(
         &self,
         timeout: Duration,
-    ) -> Result<(TcpStream, Connected), Unreachable> {
-        let first = self.pick(None).ok_or(Unreachable::NoEndpoints)?;
+        failed: impl Fn(Unreachable),
+    ) -> Option<(TcpStream, Connected)> {
+        let Some(first) = self.pick(None) else {
+            failed(Unreachable::NoEndpoints);
+            return None;
+        };
         match Arc::clone(&first).connect(timeout).await {
-            Ok(connected) => Ok(connected),
-            Err(error) => match self.pick(Some(&first)) {
-                Some(second) => second.connect(timeout).await,
-                None => Err(error),
-            },
+            Ok(connected) => return Some(connected),
+            Err(reason) => failed(reason),
         }
+        let second = self.pick(Some(&first))?;
+        second.connect(timeout).await.map_err(failed).ok()
     }
 
     fn pick(&self, not: Option<&Arc<Tracked>>) -> Option<Arc<Tracked>> {

@@ -2,9 +2,9 @@
 
 use super::{
     Limits,
-    balance::{Balancer, Route},
+    balance::{Balancer, Connected, Route, Unreachable},
     limits::Place,
-    tls::{ReadAhead, TlsPort},
+    tls::{self, ReadAhead, TlsPort},
 };
 use crate::{
     metrics::{ListenerMetrics, Metrics},
@@ -44,6 +44,13 @@ pub(super) struct Context {
     pub(super) metrics: Metrics,
 }
 
+/// A TLS peer; unless it ended in order, dropping it resets it.
+struct TlsPeer<S: Stream> {
+    stream: TlsStream<ReadAhead<S>>,
+    server_name: String,
+    in_order: bool,
+}
+
 /// Who a connection is from, for its log line.
 struct Access {
     flow: Flow,
@@ -56,27 +63,19 @@ struct Access {
 pub(super) async fn serve<A: Accepted>(
     accepted: A,
     serving: Arc<Serving>,
-    port: ListenerMetrics,
     context: Arc<Context>,
-    _place: Place,
+    place: Place,
 ) {
     match serving.as_ref() {
         Serving::Tcp(served) => serve_tcp(accepted, served, &context).await,
-        Serving::Tls(tls) => Box::pin(serve_tls(accepted, tls, &port, &context)).await,
+        Serving::Tls(tls) => serve_tls(accepted, tls, &place, &context).await,
     }
 }
 
 async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context) {
     let access = Access::of(&accepted);
-    let Some(balancer) = backend_of(served) else {
+    let Some((backend, connected)) = connect(context, served).await else {
         return accepted.reset();
-    };
-    let (backend, connected) = match balancer.connect(context.limits.connect_timeout).await {
-        Ok(connected) => connected,
-        Err(reason) => {
-            unreachable_backend(context, served, balancer, reason.as_str());
-            return accepted.reset();
-        }
     };
     let progress = Arc::new(Progress::default());
     let mut meter = served.metrics.open(read(&progress));
@@ -99,74 +98,82 @@ async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context)
 async fn serve_tls<A: Accepted>(
     accepted: A,
     tls: &TlsPort<Served>,
-    port: &ListenerMetrics,
+    place: &Place,
     context: &Context,
 ) {
     let access = Access::of(&accepted);
-    let stream = match accepted.open() {
-        Ok(stream) => stream,
-        Err(error) => {
-            tracing::debug!(gateway = context.gateway, %error, "connection gone before it was opened");
-            return;
-        }
+    // On the heap while it lasts: it is several times what remains afterwards.
+    let greeting = Box::pin(greet(accepted, tls, place, context));
+    let (mut peer, served) = match greeting.await {
+        Ok(greeted) => greeted,
+        Err(reason) => return access.log_failure(context, reason),
     };
-    let handshake = tokio::time::timeout(context.limits.handshake_timeout, tls.accept(stream));
-    let accepted = match handshake.await {
-        Ok(Ok(accepted)) => accepted,
-        Ok(Err((served, failure))) => {
-            served
-                .map_or(port, |served| &served.metrics)
-                .tls_failure(failure.as_str());
-            return access.log_failure(context, failure.as_str());
-        }
-        Err(_) => {
-            port.tls_failure("timeout");
-            return access.log_failure(context, "timeout");
-        }
-    };
-    let served = accepted.serving;
-    let Some(balancer) = backend_of(served) else {
-        return accepted.stream.into_inner().0.into_inner().reset();
-    };
-    let (backend, connected) = match balancer.connect(context.limits.connect_timeout).await {
-        Ok(connected) => connected,
-        Err(reason) => {
-            unreachable_backend(context, served, balancer, reason.as_str());
-            return accepted.stream.into_inner().0.into_inner().reset();
-        }
+    let Some((backend, connected)) = connect(context, served).await else {
+        return;
     };
     let progress = Arc::new(Progress::default());
     let mut meter = served.metrics.open(read(&progress));
-    let transfer = relay_tls(accepted.stream, backend, context, &progress).await;
+    let transfer = relay_tls(&mut peer, backend, context, &progress).await;
     meter.ended(transfer.end.as_str());
     access.log(
         context,
         served,
         &connected.endpoint().to_string(),
         &transfer,
-        &accepted.server_name,
+        &peer.server_name,
     );
+}
+
+/// Takes a peer through its handshake, or counts why not and says so.
+async fn greet<'a, A: Accepted>(
+    accepted: A,
+    tls: &'a TlsPort<Served>,
+    place: &Place,
+    context: &Context,
+) -> Result<(Box<TlsPeer<A::Stream>>, &'a Served), &'static str> {
+    let stream = accepted.open().map_err(|error| {
+        tracing::debug!(gateway = context.gateway, %error, "connection gone before it was opened");
+        tls::Failure::Closed.as_str()
+    })?;
+    let handshake = tokio::time::timeout(context.limits.handshake_timeout, tls.accept(stream));
+    let (served, reason) = match handshake.await {
+        Ok(Ok(accepted)) => {
+            let peer = TlsPeer {
+                stream: accepted.stream,
+                server_name: accepted.server_name,
+                in_order: false,
+            };
+            return Ok((Box::new(peer), accepted.serving));
+        }
+        Ok(Err((served, failure))) => (served, failure.as_str()),
+        Err(_) => (None, "timeout"),
+    };
+    match served {
+        Some(served) => served.metrics.tls_failure(reason),
+        None => place.port_metrics().tls_failure(reason),
+    }
+    Err(reason)
 }
 
 /// Copies between a TLS peer and a plain backend. A peer that ends without `close_notify` did not
 /// end (RFC 8446 §6.1): the backend is reset, so that it does not take a cut message for a whole.
 async fn relay_tls<S: Stream>(
-    mut peer: TlsStream<ReadAhead<S>>,
+    peer: &mut TlsPeer<S>,
     mut backend: TcpStream,
     context: &Context,
     progress: &Progress,
 ) -> Transfer {
     reset_on_close(&backend);
     let end = copy_both(
-        &mut peer,
+        &mut peer.stream,
         &mut backend,
         context.limits.idle_timeout,
         progress,
     )
     .await;
-    match end {
-        End::Eof => close_in_order(&backend),
-        _ => peer.into_inner().0.into_inner().reset(),
+    if end == End::Eof {
+        close_in_order(&backend);
+        peer.in_order = true;
     }
     Transfer {
         received: progress.received.load(Ordering::Relaxed),
@@ -188,23 +195,29 @@ fn backend_of(served: &Served) -> Option<&Arc<Balancer>> {
     drawn
 }
 
-fn unreachable_backend(
-    context: &Context,
-    served: &Served,
-    balancer: &Balancer,
-    reason: &'static str,
-) {
-    context
-        .metrics
-        .backend_error(&context.gateway, &balancer.name, reason);
-    served.metrics.refused("backend_unreachable");
-    tracing::warn!(
-        gateway = context.gateway,
-        listener = served.listener,
-        backend = balancer.name,
-        reason,
-        "backend not reached"
-    );
+/// Connects to the backend drawn for a connection; what fails is counted.
+async fn connect(context: &Context, served: &Served) -> Option<(TcpStream, Connected)> {
+    let balancer = backend_of(served)?;
+    let failed = |reason: Unreachable| {
+        let reason = reason.as_str();
+        context
+            .metrics
+            .backend_error(&context.gateway, &balancer.name, reason);
+        tracing::warn!(
+            gateway = context.gateway,
+            listener = served.listener,
+            backend = balancer.name,
+            reason,
+            "backend not reached"
+        );
+    };
+    let connected = balancer
+        .connect(context.limits.connect_timeout, failed)
+        .await;
+    if connected.is_none() {
+        served.metrics.refused("backend_unreachable");
+    }
+    connected
 }
 
 fn read(progress: &Arc<Progress>) -> crate::metrics::ReadBytes {
@@ -215,6 +228,16 @@ fn read(progress: &Arc<Progress>) -> crate::metrics::ReadBytes {
             progress.sent.load(Ordering::Relaxed),
         )
     })
+}
+
+// === impl TlsPeer ===
+
+impl<S: Stream> Drop for TlsPeer<S> {
+    fn drop(&mut self) {
+        if !self.in_order {
+            self.stream.get_ref().0.stream().reset();
+        }
+    }
 }
 
 // === impl Access ===
@@ -276,5 +299,26 @@ impl Access {
             reason,
             "TLS handshake failed"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::host::{HostAccepted, HostStream};
+
+    /// The size of what a function of four arguments returns, without calling it.
+    fn size_of_future<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    /// What an open connection costs before the system's buffers and what rustls allocates. The
+    /// bounds have little room, so that a future that doubles is noticed.
+    #[test]
+    fn the_future_and_the_session_of_a_connection_are_small() {
+        let future = size_of_future(serve::<HostAccepted>);
+        assert!(future <= 1536, "{future} bytes");
+        let session = size_of::<TlsPeer<HostStream>>();
+        assert!(session <= 1536, "{session} bytes");
     }
 }

@@ -2,8 +2,10 @@ use crate::{
     metrics::ListenerMetrics,
     net::{Admission, Flow},
 };
+use arc_swap::ArcSwap;
 use std::{
     collections::HashMap,
+    fmt,
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -41,7 +43,8 @@ impl Default for Limits {
 pub(super) struct Gate {
     connections: usize,
     connections_per_peer: usize,
-    metrics: ListenerMetrics,
+    /// Those of the listener that stands for the port now.
+    metrics: ArcSwap<ListenerMetrics>,
     counts: Mutex<Counts>,
 }
 
@@ -64,16 +67,21 @@ impl Gate {
         Self {
             connections: limits.connections,
             connections_per_peer: limits.connections_per_peer,
-            metrics,
+            metrics: ArcSwap::from_pointee(metrics),
             counts: Mutex::default(),
         }
+    }
+
+    /// Counts what is refused with other metrics from now on.
+    pub(super) fn count_with(&self, metrics: ListenerMetrics) {
+        self.metrics.store(Arc::new(metrics));
     }
 
     /// Takes a place, or counts the refusal.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
         let mut counts = self.counts();
         if let Some(reason) = self.full(&counts, peer) {
-            self.metrics.refused(reason);
+            self.metrics.load().refused(reason);
             return None;
         }
         counts.all += 1;
@@ -103,15 +111,28 @@ impl Gate {
     }
 }
 
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
 impl Admission for Gate {
     fn admit(&self, flow: &Flow) -> bool {
         match self.full(&self.counts(), flow.source.ip()) {
             Some(reason) => {
-                self.metrics.refused(reason);
+                self.metrics.load().refused(reason);
                 false
             }
             None => true,
         }
+    }
+}
+
+impl Place {
+    /// Metrics of what cannot be said of one listener of the port.
+    pub(super) fn port_metrics(&self) -> Arc<ListenerMetrics> {
+        self.gate.metrics.load_full()
     }
 }
 

@@ -51,6 +51,7 @@ pub struct Proxy<N: Network> {
 struct OpenPort {
     address: SocketAddr,
     serving: Arc<ArcSwap<Serving>>,
+    gate: Arc<Gate>,
     accepting: JoinHandle<()>,
 }
 
@@ -92,13 +93,7 @@ impl<N: Network> Proxy<N> {
     /// accept no more. What could not be opened is told; the rest is served.
     pub async fn apply(&mut self, snapshot: &Snapshot) -> Vec<PortError> {
         self.backends = Backends::of(snapshot, &self.backends);
-        self.ports.retain(|port, open| {
-            let stays = snapshot.ports.contains_key(port);
-            if !stays {
-                open.accepting.abort();
-            }
-            stays
-        });
+        self.close_ports(snapshot).await;
         let mut errors = Vec::new();
         for (&port, config) in &snapshot.ports {
             if let Err(error) = self.apply_port(port, config).await {
@@ -116,22 +111,40 @@ impl<N: Network> Proxy<N> {
             .collect()
     }
 
+    /// Closes the ports that a snapshot has no more. They are free when this returns.
+    async fn close_ports(&mut self, snapshot: &Snapshot) {
+        let gone = self
+            .ports
+            .extract_if(.., |port, _| !snapshot.ports.contains_key(port));
+        for (_, open) in gone {
+            open.accepting.abort();
+            // The listener goes with its task. An error says that it was aborted.
+            let _ = open.accepting.await;
+        }
+        self.sessions.retain(|(port, listener), _| {
+            snapshot
+                .ports
+                .get(port)
+                .is_some_and(|config| config.listener_names().contains(&listener.as_str()))
+        });
+    }
+
     async fn apply_port(&mut self, port: u16, config: &Port) -> Result<(), PortError> {
         let serving = Arc::new(self.serving(port, config)?);
+        let metrics = self.metrics_of(config);
         if let Some(open) = self.ports.get(&port) {
             open.serving.store(serving);
+            open.gate.count_with(metrics);
             return Ok(());
         }
-        let metrics = self.metrics_of(config);
-        let gate = Arc::new(Gate::new(&self.context.limits, metrics.clone()));
+        let gate = Arc::new(Gate::new(&self.context.limits, metrics));
         let listener = self.network.bind(port, Arc::clone(&gate) as Arc<_>).await?;
         let address = listener.address();
         let serving = Arc::new(ArcSwap::new(serving));
         let accepting = accept(
             listener,
             Arc::clone(&serving),
-            gate,
-            metrics,
+            Arc::clone(&gate),
             Arc::clone(&self.context),
             self.drain.clone(),
         );
@@ -140,6 +153,7 @@ impl<N: Network> Proxy<N> {
             OpenPort {
                 address,
                 serving,
+                gate,
                 accepting: tokio::spawn(accepting),
             },
         );
@@ -206,7 +220,6 @@ async fn accept<L: Listener>(
     mut listener: L,
     serving: Arc<ArcSwap<Serving>>,
     gate: Arc<Gate>,
-    metrics: ListenerMetrics,
     context: Arc<Context>,
     drain: Drain,
 ) {
@@ -220,13 +233,7 @@ async fn accept<L: Listener>(
         match gate.enter(source.ip()) {
             Some(place) => {
                 let serving = serving.load_full();
-                drain.spawn(serve(
-                    accepted,
-                    serving,
-                    metrics.clone(),
-                    Arc::clone(&context),
-                    place,
-                ));
+                drain.spawn(serve(accepted, serving, Arc::clone(&context), place));
             }
             None => accepted.reset(),
         }

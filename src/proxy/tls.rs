@@ -298,8 +298,8 @@ impl<S> ReadAhead<S> {
         }
     }
 
-    pub(super) fn into_inner(self) -> S {
-        self.stream
+    pub(super) fn stream(&self) -> &S {
+        &self.stream
     }
 }
 

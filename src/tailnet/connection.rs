@@ -195,7 +195,7 @@ impl EndReason {
 
 impl Connection {
     /// Resets it instead of closing it.
-    pub fn reset(self) {
+    pub fn reset(&self) {
         self.handle.abort();
     }
 

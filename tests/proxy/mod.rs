@@ -1,0 +1,10 @@
+//! The data plane on loopback sockets, from the client's first byte to the backend's last.
+
+mod backends;
+mod drain;
+mod limits;
+mod live;
+mod metrics;
+mod scene;
+mod tls;
+mod transfer;
