@@ -2,7 +2,7 @@
 
 use crate::{
     api::{CONTROLLER, conditions as c},
-    index::status::{Condition, GatewayStatus, Statuses},
+    index::status::{Condition, GatewayStatus, ParentRef, Statuses, Unclaimed},
     model::ObjectName,
 };
 use serde::Serialize;
@@ -10,7 +10,8 @@ use std::fmt::Write;
 
 /// One line of the table.
 struct Row {
-    kind: &'static str,
+    mark: Mark,
+    kind: String,
     name: String,
     part: String,
     condition: &'static str,
@@ -19,57 +20,125 @@ struct Row {
     message: String,
 }
 
+/// How much a line matters.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    Fine,
+    /// Something is left out, the rest is served.
+    Flaw,
+    /// Not served until an object is changed.
+    Refusal,
+}
+
 /// The conditions as a table for people: what is wrong comes with its reason and message, what is
 /// fine in one line per object.
 pub fn table(statuses: &Statuses) -> String {
     render(&rows(statuses))
 }
 
+/// What is wrong, a line each.
+pub fn problems(statuses: &Statuses) -> Vec<String> {
+    let line = |row: Row| {
+        let words = [&row.kind, &row.name, &row.part].map(String::as_str);
+        let object = words.join(" ").trim_end().to_owned();
+        match row.condition {
+            "" => format!("{object}: {}", row.message),
+            condition => format!(
+                "{object} {condition}={} {}: {}",
+                row.status, row.reason, row.message
+            ),
+        }
+    };
+    rows(statuses)
+        .into_iter()
+        .filter(|row| row.mark != Mark::Fine)
+        .map(line)
+        .collect()
+}
+
 fn rows(statuses: &Statuses) -> Vec<Row> {
     let mut rows = Vec::new();
     for class in &statuses.classes {
-        add(
-            &mut rows,
-            "GatewayClass",
-            &class.name,
-            "",
-            &class.conditions,
-        );
+        rows.extend(told("GatewayClass", &class.name, "", &class.conditions));
     }
     for gateway in &statuses.gateways {
         let name = gateway.name.to_string();
-        add(&mut rows, "Gateway", &name, "", &gateway.conditions);
+        rows.extend(told("Gateway", &name, "", &gateway.conditions));
         for listener in &gateway.listeners {
             let part = format!("listener {}", listener.name);
-            add(&mut rows, "Gateway", &name, &part, &listener.conditions);
+            rows.extend(told("Gateway", &name, &part, &listener.conditions));
         }
     }
     for route in &statuses.tcp_routes {
         let name = route.name.to_string();
         for parent in &route.parents {
-            let section = parent.parent_ref.section_name.as_ref();
-            let section = section
-                .map(|section| format!("/{section}"))
-                .unwrap_or_default();
-            let part = format!("parent {}{section}", parent.parent_ref.name);
-            add(&mut rows, "TCPRoute", &name, &part, &parent.conditions);
+            let part = part(&parent.parent_ref);
+            rows.extend(told("TCPRoute", &name, &part, &parent.conditions));
         }
     }
+    rows.extend(statuses.unclaimed.iter().map(|unclaimed| Row {
+        mark: Mark::Refusal,
+        kind: unclaimed.kind.to_string(),
+        name: unclaimed.name.to_string(),
+        part: String::new(),
+        condition: "",
+        status: "",
+        reason: "",
+        message: unclaimed.message.clone(),
+    }));
     rows
 }
 
-/// What is wrong, a line each.
-pub fn problems(statuses: &Statuses) -> Vec<String> {
-    rows(statuses)
-        .into_iter()
-        .filter(|row| row.status == "False" || row.condition == c::CONFLICTED)
-        .map(|row| {
-            format!(
-                "{} {} {} {}={} {}: {}",
-                row.kind, row.name, row.part, row.condition, row.status, row.reason, row.message
-            )
+fn part(parent: &ParentRef) -> String {
+    let mut part = String::from("parent ");
+    if let Some(namespace) = &parent.namespace {
+        part.push_str(namespace);
+        part.push('/');
+    }
+    part.push_str(&parent.name);
+    if let Some(section) = &parent.section_name {
+        part.push(' ');
+        part.push_str(section);
+    }
+    if let Some(port) = parent.port {
+        let _ = write!(part, ":{port}");
+    }
+    part
+}
+
+/// The lines of one set of conditions.
+fn told<'a>(
+    kind: &'static str,
+    name: &'a str,
+    part: &'a str,
+    conditions: &'a [Condition],
+) -> impl Iterator<Item = Row> + 'a {
+    let accepted = conditions
+        .iter()
+        .any(|condition| condition.kind == c::ACCEPTED && condition.status);
+    conditions.iter().filter_map(move |condition| {
+        let tells = match condition.kind {
+            c::ACCEPTED => true,
+            c::RESOLVED_REFS => !condition.status,
+            // What is not accepted is not programmed either, and its conflict is the reason.
+            _ => accepted && condition.is_refusal(),
+        };
+        let mark = match (condition.is_refusal(), condition.status) {
+            (true, _) => Mark::Refusal,
+            (false, true) => Mark::Fine,
+            (false, false) => Mark::Flaw,
+        };
+        tells.then(|| Row {
+            mark,
+            kind: kind.into(),
+            name: name.into(),
+            part: part.into(),
+            condition: condition.kind,
+            status: if condition.status { "True" } else { "False" },
+            reason: condition.reason,
+            message: condition.message.clone(),
         })
-        .collect()
+    })
 }
 
 /// The Gateways that are not programmed and why, a line each.
@@ -91,28 +160,9 @@ pub fn unprogrammed(statuses: &Statuses) -> String {
     waiting.collect()
 }
 
-fn add(rows: &mut Vec<Row>, kind: &'static str, name: &str, part: &str, conditions: &[Condition]) {
-    let row = |condition: &Condition| Row {
-        kind,
-        name: name.into(),
-        part: part.into(),
-        condition: condition.kind,
-        status: if condition.status { "True" } else { "False" },
-        reason: condition.reason,
-        message: condition.message.clone(),
-    };
-    // Nothing is programmed by looking, and no conflict is no news.
-    let told = conditions.iter().filter(|condition| match condition.kind {
-        c::PROGRAMMED => false,
-        c::CONFLICTED => condition.status,
-        c::ACCEPTED => true,
-        _ => !condition.status,
-    });
-    rows.extend(told.map(row));
-}
-
 fn render(rows: &[Row]) -> String {
     let header = [
+        "",
         "KIND",
         "NAME",
         "PART",
@@ -120,35 +170,38 @@ fn render(rows: &[Row]) -> String {
         "STATUS",
         "REASON",
         "MESSAGE",
-    ]
-    .map(str::to_owned);
+    ];
     let cells = rows.iter().map(|row| {
+        let mark = match row.mark {
+            Mark::Fine => "✓",
+            Mark::Flaw => "!",
+            Mark::Refusal => "✗",
+        };
         [
-            row.kind.to_owned(),
-            row.name.clone(),
-            row.part.clone(),
-            row.condition.to_owned(),
-            row.status.to_owned(),
-            row.reason.to_owned(),
-            row.message.clone(),
+            mark,
+            &row.kind,
+            &row.name,
+            &row.part,
+            // The domain of a condition that is ours tells people nothing.
+            row.condition.rsplit('/').next().unwrap_or_default(),
+            row.status,
+            row.reason,
+            &row.message,
         ]
     });
     let lines: Vec<_> = std::iter::once(header).chain(cells).collect();
     let width = |column: usize| {
-        lines
-            .iter()
-            .map(|line| line[column].chars().count())
-            .max()
-            .unwrap_or(0)
+        let widths = lines.iter().map(|line| line[column].chars().count());
+        widths.max().unwrap_or(0)
     };
-    let widths: Vec<_> = (0..6).map(width).collect();
+    let widths: Vec<_> = (0..7).map(width).collect();
     let mut text = String::new();
     for line in &lines {
         let mut printed = String::new();
         for (cell, width) in line.iter().zip(&widths) {
             let _ = write!(printed, "{cell:width$}  ");
         }
-        printed.push_str(&line[6]);
+        printed.push_str(line[7]);
         text.push_str(printed.trim_end());
         text.push('\n');
     }
@@ -185,7 +238,19 @@ pub fn yaml(statuses: &Statuses) -> String {
             },
         )
     });
-    classes.chain(gateways).chain(routes).collect()
+    let unclaimed = statuses.unclaimed.iter().map(|unclaimed| {
+        let Unclaimed {
+            kind,
+            name,
+            message,
+        } = unclaimed;
+        format!("---\n# {kind} {name}: {message}\n")
+    });
+    classes
+        .chain(gateways)
+        .chain(routes)
+        .chain(unclaimed)
+        .collect()
 }
 
 #[derive(Serialize)]

@@ -12,5 +12,6 @@
 )]
 
 mod floors;
+mod golden;
 mod proxy;
 mod tailnet;

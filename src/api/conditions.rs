@@ -26,11 +26,15 @@ pub const REF_NOT_PERMITTED: &str = "RefNotPermitted";
 pub const HOSTNAME_CONFLICT: &str = "HostnameConflict";
 pub const PROTOCOL_CONFLICT: &str = "ProtocolConflict";
 pub const NO_CONFLICTS: &str = "NoConflicts";
+pub const OVERLAPPING_TLS_CONFIG: &str = "OverlappingTLSConfig";
+pub const OVERLAPPING_HOSTNAMES: &str = "OverlappingHostnames";
 
 // Route
 pub const NO_MATCHING_PARENT: &str = "NoMatchingParent";
 pub const NOT_ALLOWED_BY_LISTENERS: &str = "NotAllowedByListeners";
 pub const BACKEND_NOT_FOUND: &str = "BackendNotFound";
 pub const INVALID_KIND: &str = "InvalidKind";
-/// Ours: an older route has the listener. The specification names no reason for it.
-pub const ROUTE_CONFLICT: &str = "tailway.michaelbeaumont.github.io/RouteConflict";
+/// Ours, of a route's parent: `True` when a listener serves an older route instead. The
+/// specification lets both be accepted and names no condition for it.
+pub const ROUTE_CONFLICTED: &str = "tailway.michaelbeaumont.github.io/Conflicted";
+pub const OLDER_ROUTE: &str = "OlderRoute";

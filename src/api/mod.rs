@@ -20,6 +20,9 @@ pub const CONTROLLER: &str = "tailway.michaelbeaumont.github.io/controller";
 /// API group of Gateway, GatewayClass and the routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
+/// What the keys of `tls.options` that are ours start with.
+pub const OPTION_PREFIX: &str = "gateway.tailscale.com/";
+
 /// Key of `tls.options` that asks for the tailnet's certificate.
 pub const CERTIFICATE_OPTION: &str = "gateway.tailscale.com/certificate";
 

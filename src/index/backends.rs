@@ -14,8 +14,8 @@ use k8s_openapi::{
 };
 use std::{collections::BTreeMap, net::IpAddr};
 
-/// Label of an EndpointSlice that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Protocol of a port that names none (core/v1 `ServicePort`, discovery/v1 `EndpointPort`).
+const DEFAULT_PROTOCOL: &str = "TCP";
 
 /// The backends of a rule, and what is wrong with them.
 pub(super) struct Resolved {
@@ -64,11 +64,7 @@ impl Objects {
         let group = reference.group.as_deref().unwrap_or("");
         let kind = reference.kind.as_deref().unwrap_or("Service");
         if !group.is_empty() || kind != "Service" {
-            let kind = if group.is_empty() {
-                kind.into()
-            } else {
-                format!("{kind}.{group}")
-            };
+            let kind = super::qualified(kind, group);
             return Err(Finding::new(
                 c::INVALID_KIND,
                 format!(
@@ -109,37 +105,49 @@ impl Objects {
         Ok((BackendId { service, port }, Backend { endpoints }))
     }
 
-    /// Where a port of a Service is served now.
+    /// Where a port of a Service is served now. A Service without EndpointSlices is served nowhere.
     fn endpoints(
         &self,
         name: &ObjectName,
         service: &Service,
         port: u16,
     ) -> Result<Vec<Endpoint>, String> {
-        let spec = service.spec.clone().unwrap_or_default();
-        let ports = spec.ports.unwrap_or_default();
-        let service_port = ports.iter().find(|p| p.port == i32::from(port));
-        if spec.type_.as_deref() == Some("ExternalName") {
-            let host = spec.external_name.unwrap_or_default();
-            return external(name, &host, service_port, port).map(|endpoint| vec![endpoint]);
+        let spec = service.spec.as_ref();
+        let ports = spec.and_then(|spec| spec.ports.as_deref());
+        let of_number: Vec<_> = ports
+            .unwrap_or_default()
+            .iter()
+            .filter(|candidate| candidate.port == i32::from(port))
+            .collect();
+        let service_port = of_number
+            .iter()
+            .copied()
+            .find(|candidate| is_tcp(candidate.protocol.as_deref()));
+        if let Some(spec) = spec.filter(|spec| spec.type_.as_deref() == Some("ExternalName")) {
+            let host = spec.external_name.as_deref().unwrap_or_default();
+            return external(name, host, service_port, port).map(|endpoint| vec![endpoint]);
         }
         let Some(service_port) = service_port else {
-            return Err(format!("Service {name} has no port {port}"));
+            return Err(match of_number.first() {
+                None => format!("Service {name} has no port {port}"),
+                Some(other) => format!(
+                    "port {port} of Service {name} is for {}, not for TCP",
+                    other.protocol.as_deref().unwrap_or_default()
+                ),
+            });
         };
         let mut endpoints: Vec<_> = self
-            .endpoint_slices
-            .iter()
-            .filter(|(slice, object)| {
-                let labels = object.metadata.labels.as_ref();
-                slice.namespace == name.namespace
-                    && labels.and_then(|labels| labels.get(SERVICE_NAME)) == Some(&name.name)
-            })
-            .flat_map(|(_, slice)| ready_endpoints(slice, service_port))
+            .slices(name)
+            .flat_map(|slice| ready_endpoints(slice, service_port))
             .collect();
         endpoints.sort();
         endpoints.dedup();
         Ok(endpoints)
     }
+}
+
+fn is_tcp(protocol: Option<&str>) -> bool {
+    protocol.unwrap_or(DEFAULT_PROTOCOL) == "TCP"
 }
 
 /// The one endpoint of an ExternalName Service: a DNS name or, as `tailway run` allows, an IP
@@ -174,7 +182,7 @@ fn ready_endpoints(slice: &EndpointSlice, port: &ServicePort) -> Vec<Endpoint> {
         .ports
         .iter()
         .flatten()
-        .find(|p| p.name.as_deref().unwrap_or("") == name)
+        .find(|p| p.name.as_deref().unwrap_or("") == name && is_tcp(p.protocol.as_deref()))
         .and_then(|p| p.port)
         .and_then(|number| u16::try_from(number).ok());
     let Some(number) = number else {
@@ -185,9 +193,10 @@ fn ready_endpoints(slice: &EndpointSlice, port: &ServicePort) -> Vec<Endpoint> {
         .iter()
         .flatten()
         .filter(|endpoint| {
-            let conditions = endpoint.conditions.clone().unwrap_or_default();
-            // An absent `ready` is to be read as true (EndpointConditions).
-            conditions.ready.unwrap_or(true) && !conditions.terminating.unwrap_or(false)
+            let conditions = endpoint.conditions.as_ref();
+            // What is absent is to be read as ready and not terminating (EndpointConditions).
+            conditions.and_then(|c| c.ready).unwrap_or(true)
+                && !conditions.and_then(|c| c.terminating).unwrap_or(false)
         })
         .flat_map(|endpoint| &endpoint.addresses)
         .map(|address| match address.parse() {

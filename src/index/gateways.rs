@@ -2,10 +2,14 @@
 
 use super::{
     Outcome,
+    certificates::WantedNode,
     listeners::{Listener, Protocol},
-    objects::{Objects, generation, precedence},
+    objects::{Kind, Objects, generation, precedence},
     routes::{Attached, attach},
-    status::{Address, ClassStatus, Condition, Finding, GatewayStatus, ListenerStatus, Statuses},
+    status::{
+        Address, ClassStatus, Condition, Finding, GatewayStatus, ListenerStatus, Statuses,
+        Unclaimed,
+    },
 };
 use crate::{
     api::{
@@ -13,8 +17,8 @@ use crate::{
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     },
     model::{
-        NodeName, NodeReport, NodeSpec, ObjectName, Port, Programmed, Snapshot, TcpListener,
-        TlsListener, Unready,
+        NodeName, NodeNameError, NodeReport, NodeSpec, ObjectName, Port, Programmed, Snapshot,
+        TcpListener, TlsListener, Unready,
     },
 };
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -24,8 +28,10 @@ pub(super) struct Candidate<'a> {
     pub(super) name: &'a ObjectName,
     gateway: &'a Gateway,
     pub(super) listeners: Vec<Listener>,
-    /// The name of its node, or why it has none.
-    node: Result<NodeName, Finding>,
+    /// What is wrong with the parameters, of its class or its own.
+    parameters: Result<(), Finding>,
+    /// The node it is to be, or why it can be none.
+    node: Result<WantedNode, Finding>,
 }
 
 /// Works out all Snapshots and statuses.
@@ -33,17 +39,21 @@ pub(super) fn evaluate(objects: &Objects, reports: &BTreeMap<ObjectName, NodeRep
     let (classes, class_statuses) = classes(objects);
     let mut candidates = candidates(objects, &classes);
     give_names(&mut candidates);
-    let (mut attached, tcp_routes) = attach(objects, &candidates);
+    let mut attachments = attach(objects, &candidates);
     let mut outcome = Outcome {
         statuses: Statuses {
             classes: class_statuses,
-            tcp_routes,
+            tcp_routes: attachments.statuses,
             gateways: Vec::new(),
+            unclaimed: without_class(objects)
+                .chain(attachments.unclaimed)
+                .collect(),
         },
         ..Outcome::default()
     };
+    outcome.statuses.unclaimed.sort();
     for (name, candidate) in &candidates {
-        let attached = attached.remove(name).unwrap_or_default();
+        let attached = attachments.gateways.remove(name).unwrap_or_default();
         let report = reports.get(name);
         outcome
             .statuses
@@ -56,28 +66,41 @@ pub(super) fn evaluate(objects: &Objects, reports: &BTreeMap<ObjectName, NodeRep
     outcome
 }
 
-/// The classes that are ours and accepted, and the statuses of all that are ours.
-fn classes(objects: &Objects) -> (Vec<&str>, Vec<ClassStatus>) {
-    let mut accepted = Vec::new();
+/// The classes that are ours, with what is wrong with their parameters, and their statuses.
+fn classes(objects: &Objects) -> (BTreeMap<&str, Result<(), Finding>>, Vec<ClassStatus>) {
+    let mut ours = BTreeMap::new();
     let mut statuses = Vec::new();
     for (name, class) in &objects.classes {
         if class.spec.controller_name != CONTROLLER {
             continue;
         }
-        let finding = parameters(objects, class).err();
-        if finding.is_none() {
-            accepted.push(name.name.as_str());
-        }
+        let parameters = parameters(objects, class);
         statuses.push(ClassStatus {
             name: name.name.clone(),
             conditions: vec![Condition::of(
                 c::ACCEPTED,
-                finding,
+                parameters.clone().err(),
                 generation(&class.metadata),
             )],
         });
+        ours.insert(name.name.as_str(), parameters);
     }
-    (accepted, statuses)
+    (ours, statuses)
+}
+
+/// Gateways whose class nobody has: it may become ours.
+fn without_class(objects: &Objects) -> impl Iterator<Item = Unclaimed> {
+    objects.gateways.iter().filter_map(|(name, gateway)| {
+        let class = &gateway.spec.gateway_class_name;
+        let known = objects.classes.contains_key(&ObjectName::new("", class));
+        (!known).then(|| Unclaimed {
+            kind: Kind::Gateway,
+            name: name.clone(),
+            message: format!(
+                "there is no GatewayClass {class}: add one with controllerName {CONTROLLER}"
+            ),
+        })
+    })
 }
 
 /// Checks what a class refers to. The credentials in it are for the controller; `tailway run` has
@@ -107,58 +130,100 @@ fn parameters(objects: &Objects, class: &GatewayClass) -> Result<(), Finding> {
     }
 }
 
-/// The Gateways of accepted classes of ours.
-fn candidates<'a>(objects: &'a Objects, classes: &[&str]) -> BTreeMap<ObjectName, Candidate<'a>> {
-    objects
-        .gateways
-        .iter()
-        .filter(|(_, gateway)| classes.contains(&gateway.spec.gateway_class_name.as_str()))
-        .map(|(name, gateway)| {
-            let node = node_name(name, gateway);
-            let listeners = objects.listeners(name, gateway, node.as_ref().ok());
-            (
-                name.clone(),
-                Candidate {
-                    name,
-                    gateway,
-                    listeners,
-                    node,
-                },
-            )
-        })
-        .collect()
+/// The Gateways of classes of ours.
+fn candidates<'a>(
+    objects: &'a Objects,
+    classes: &BTreeMap<&str, Result<(), Finding>>,
+) -> BTreeMap<ObjectName, Candidate<'a>> {
+    let candidate = |(name, gateway): (&'a ObjectName, &'a Gateway)| {
+        let class = gateway.spec.gateway_class_name.as_str();
+        let parameters =
+            class_parameters(class, classes.get(class)?).and_then(|()| own_parameters(gateway));
+        let node = wanted_node(name, gateway);
+        let listeners = objects.listeners(name, gateway, node.as_ref().ok());
+        let candidate = Candidate {
+            name,
+            gateway,
+            listeners,
+            parameters,
+            node,
+        };
+        Some((name.clone(), candidate))
+    };
+    objects.gateways.iter().filter_map(candidate).collect()
 }
 
-/// The name that a Gateway asks for: the first label of its one Hostname, else
-/// `<name>-<namespace>`.
-fn node_name(name: &ObjectName, gateway: &Gateway) -> Result<NodeName, Finding> {
-    let unsupported = |message: String| Err(Finding::new(c::UNSUPPORTED_ADDRESS, message));
-    let wanted = match gateway.spec.addresses.as_deref().unwrap_or_default() {
-        [] => format!("{}-{}", name.name, name.namespace),
-        [address] => {
-            let kind = address.r#type.as_deref().unwrap_or("IPAddress");
-            let value = address.value.as_deref().unwrap_or_default();
-            if kind != "Hostname" {
-                return unsupported(format!(
-                    "address {value:?} is of type {kind}: the tailnet chooses IP addresses, a Hostname names the node"
+fn class_parameters(class: &str, parameters: &Result<(), Finding>) -> Result<(), Finding> {
+    parameters.clone().map_err(|finding| {
+        let message = format!("GatewayClass {class} is not accepted: {}", finding.message);
+        Finding::new(c::INVALID_PARAMETERS, message)
+    })
+}
+
+fn own_parameters(gateway: &Gateway) -> Result<(), Finding> {
+    let infrastructure = gateway.spec.infrastructure.as_ref();
+    match infrastructure.and_then(|infrastructure| infrastructure.parameters_ref.as_ref()) {
+        None => Ok(()),
+        Some(reference) => Err(Finding::new(
+            c::INVALID_PARAMETERS,
+            format!(
+                "infrastructure.parametersRef is a {}: a Gateway takes no parameters",
+                super::qualified(&reference.kind, &reference.group)
+            ),
+        )),
+    }
+}
+
+/// The node that a Gateway asks for: the first label of its Hostname, else `<name>-<namespace>`.
+/// An address without a value leaves the choice to the tailnet.
+fn wanted_node(name: &ObjectName, gateway: &Gateway) -> Result<WantedNode, Finding> {
+    let mut hostnames = Vec::new();
+    for address in gateway.spec.addresses.iter().flatten() {
+        let kind = address.r#type.as_deref().unwrap_or("IPAddress");
+        let value = address.value.as_deref().unwrap_or_default();
+        match (kind, value) {
+            ("Hostname" | "IPAddress", "") => {}
+            ("Hostname", value) => hostnames.push(value),
+            (kind, value) => {
+                return Err(Finding::new(
+                    c::UNSUPPORTED_ADDRESS,
+                    format!(
+                        "address {value:?} is of type {kind}: the tailnet chooses IP addresses, a Hostname names the node"
+                    ),
                 ));
             }
-            value.split('.').next().unwrap_or_default().to_owned()
+        }
+    }
+    let invalid = |error: NodeNameError| Finding::new(c::INVALID, error.to_string());
+    let (wanted, full) = match hostnames.as_slice() {
+        [] => (format!("{}-{}", name.name, name.namespace), None),
+        [hostname] => {
+            let full = hostname.trim_end_matches('.').to_ascii_lowercase();
+            match full.split_once('.') {
+                Some((label, _)) => (label.to_owned(), Some(full)),
+                None => (full, None),
+            }
         }
         several => {
-            return unsupported(format!(
-                "{} addresses: a node has one name, so give one Hostname",
-                several.len()
+            return Err(Finding::new(
+                c::ADDRESS_NOT_USABLE,
+                format!(
+                    "a node has one name, but the Gateway asks for {}: leave one Hostname in spec.addresses",
+                    several.join(", ")
+                ),
             ));
         }
     };
-    NodeName::parse(&wanted).map_err(|error| Finding::new(c::INVALID, error.to_string()))
+    let name = NodeName::parse(&wanted).map_err(invalid)?;
+    Ok(WantedNode { name, full })
 }
 
-/// Gives each name to the oldest Gateway that asks for it.
+/// Gives each name to the oldest Gateway that asks for it; one that would not be served anyway
+/// asks for none.
 fn give_names(candidates: &mut BTreeMap<ObjectName, Candidate<'_>>) {
     let mut order: Vec<_> = candidates
         .iter()
+        .filter(|(_, candidate)| candidate.unaccepted().is_none())
         .map(|(name, candidate)| precedence(&candidate.gateway.metadata, name))
         .collect();
     order.sort();
@@ -168,11 +233,12 @@ fn give_names(candidates: &mut BTreeMap<ObjectName, Candidate<'_>>) {
             continue;
         };
         let Ok(node) = &candidate.node else { continue };
-        match owners.entry(node.clone()) {
+        match owners.entry(node.name.clone()) {
             Entry::Vacant(entry) => drop(entry.insert(name)),
             Entry::Occupied(entry) => {
                 let message = format!(
-                    "the node name {node} is taken by the older Gateway {}: set another Hostname in spec.addresses",
+                    "the node name {} is taken by the older Gateway {}: set another Hostname in spec.addresses",
+                    node.name,
                     entry.get()
                 );
                 candidate.node = Err(Finding::new(c::ADDRESS_NOT_USABLE, message));
@@ -190,11 +256,12 @@ impl Candidate<'_> {
 
     /// Why the Gateway is not accepted as a whole.
     fn unaccepted(&self) -> Option<Finding> {
+        if let Err(finding) = &self.parameters {
+            return Some(finding.clone());
+        }
         match &self.node {
-            // The reason of a name that is taken belongs to Programmed.
-            Err(finding) if finding.reason == c::ADDRESS_NOT_USABLE => {
-                return Some(Finding::new(c::INVALID, finding.message.clone()));
-            }
+            // Asked for rightly, but not to be had: that is for Programmed to tell.
+            Err(finding) if finding.reason == c::ADDRESS_NOT_USABLE => {}
             Err(finding) => return Some(finding.clone()),
             Ok(_) => {}
         }
@@ -210,6 +277,9 @@ impl Candidate<'_> {
     /// What is served: the listeners that are accepted.
     fn snapshot(&self, mut attached: Attached) -> Option<Snapshot> {
         let node = self.node.as_ref().ok()?;
+        if self.unaccepted().is_some() {
+            return None;
+        }
         let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
         for listener in self
             .listeners
@@ -245,9 +315,6 @@ impl Candidate<'_> {
                 None => {}
             }
         }
-        if ports.is_empty() {
-            return None;
-        }
         for port in ports.values_mut() {
             if let Port::Tls(listeners) = port {
                 listeners.sort_by_key(|listener| {
@@ -263,7 +330,9 @@ impl Candidate<'_> {
         Some(Snapshot {
             gateway: self.name.clone(),
             generation: self.generation(),
-            node: NodeSpec { name: node.clone() },
+            node: NodeSpec {
+                name: node.name.clone(),
+            },
             ports,
             backends: attached.backends,
         })
@@ -331,15 +400,17 @@ impl Candidate<'_> {
         unaccepted: Option<&Finding>,
         report: Option<&NodeReport>,
     ) -> Option<Finding> {
-        match (&self.node, unaccepted) {
-            (Err(finding), _) if finding.reason == c::ADDRESS_NOT_USABLE => {
-                return Some(finding.clone());
-            }
-            (_, Some(finding)) => return Some(Finding::new(c::INVALID, finding.message.clone())),
-            _ => {}
+        if let Some(finding) = unaccepted {
+            return Some(Finding::new(c::INVALID, finding.message.clone()));
         }
+        let node = match &self.node {
+            Ok(node) => node,
+            Err(finding) => return Some(finding.clone()),
+        };
         match report.map(|report| &report.programmed) {
-            Some(Programmed::Generation(generation)) if *generation == self.generation() => None,
+            Some(Programmed::Generation(generation)) if *generation == self.generation() => {
+                other_name(node, report)
+            }
             Some(Programmed::Generation(generation)) => Some(Finding::new(
                 c::PENDING,
                 format!("generation {generation} is served, this one is on its way"),
@@ -367,34 +438,65 @@ impl Candidate<'_> {
         unprogrammed: Option<&Finding>,
     ) -> ListenerStatus {
         let generation = self.generation();
-        let programmed = match (&listener.unaccepted, unprogrammed) {
-            (Some(finding), _) => Some(Finding::new(c::INVALID, finding.message.clone())),
-            (None, Some(finding)) => {
-                let reason = if finding.reason == c::INVALID {
-                    c::INVALID
-                } else {
-                    c::PENDING
-                };
-                Some(Finding::new(reason, finding.message.clone()))
-            }
-            (None, None) => None,
-        };
         let conflicted = match &listener.conflict {
-            Some(Finding { reason, message }) => {
-                Condition::new(c::CONFLICTED, true, reason, message.clone(), generation)
-            }
+            Some(finding) => Condition::negative(c::CONFLICTED, finding.clone(), generation),
             None => Condition::new(c::CONFLICTED, false, c::NO_CONFLICTS, "", generation),
         };
+        let mut conditions = vec![
+            Condition::of(c::ACCEPTED, listener.unaccepted.clone(), generation),
+            Condition::of(
+                c::PROGRAMMED,
+                listener_unprogrammed(listener, unprogrammed),
+                generation,
+            ),
+            Condition::of(c::RESOLVED_REFS, listener.unresolved.clone(), generation),
+            conflicted,
+        ];
+        conditions.extend(
+            listener
+                .overlap
+                .clone()
+                .map(|finding| Condition::negative(c::OVERLAPPING_TLS_CONFIG, finding, generation)),
+        );
         ListenerStatus {
             name: listener.name.clone(),
             supported_kinds: listener.supported_kinds.clone(),
-            attached_routes: attached.counts.get(&listener.name).copied().unwrap_or(0),
-            conditions: vec![
-                Condition::of(c::ACCEPTED, listener.unaccepted.clone(), generation),
-                Condition::of(c::PROGRAMMED, programmed, generation),
-                Condition::of(c::RESOLVED_REFS, listener.unresolved.clone(), generation),
-                conflicted,
-            ],
+            attached_routes: attached
+                .routes
+                .get(&listener.name)
+                .map_or(0, |routes| i32::try_from(routes.len()).unwrap_or(i32::MAX)),
+            conditions,
         }
     }
+}
+
+/// Why a listener is not served.
+fn listener_unprogrammed(listener: &Listener, gateway: Option<&Finding>) -> Option<Finding> {
+    match (&listener.conflict, &listener.unaccepted, &listener.unserved) {
+        (Some(finding), Some(_), _) => Some(finding.clone()),
+        (_, Some(finding), _) | (_, None, Some(finding)) => {
+            Some(Finding::new(c::INVALID, finding.message.clone()))
+        }
+        (_, None, None) => gateway.map(|finding| {
+            let reason = match finding.reason {
+                c::INVALID | c::ADDRESS_NOT_USABLE => c::INVALID,
+                _ => c::PENDING,
+            };
+            Finding::new(reason, finding.message.clone())
+        }),
+    }
+}
+
+/// A node that is served, but whose full name is not the one asked for.
+fn other_name(node: &WantedNode, report: Option<&NodeReport>) -> Option<Finding> {
+    let wanted = node.full.as_ref()?;
+    let given = report.map(|report| report.dns_name.as_str())?;
+    (!given.is_empty() && !given.eq_ignore_ascii_case(wanted)).then(|| {
+        Finding::new(
+            c::ADDRESS_NOT_USABLE,
+            format!(
+                "the Gateway asks for {wanted}, but the tailnet calls the node {given}: correct the Hostname in spec.addresses"
+            ),
+        )
+    })
 }

@@ -1,22 +1,21 @@
-//! Listeners of a Gateway: protocol, conflicts, certificates, and who may attach.
+//! Listeners of a Gateway: protocol, certificates, and who may attach.
 
 use super::{
-    grants::Reference,
+    certificates::{WantedNode, covers},
+    conflicts::{conflicts, is_passthrough, overlaps},
     objects::Objects,
     status::{Finding, RouteKind},
 };
 use crate::{
     api::{
-        ALPN_OPTION, CERTIFICATE_OPTION, GATEWAY_GROUP, conditions as c,
+        ALPN_OPTION, CERTIFICATE_OPTION, GATEWAY_GROUP, OPTION_PREFIX, conditions as c,
         gateway_api::gateways::{
             Gateway, GatewayListeners, GatewayListenersAllowedRoutesNamespacesFrom as From,
             GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTls,
-            GatewayListenersTlsCertificateRefs as CertificateRef, GatewayListenersTlsMode as Mode,
         },
     },
-    model::{Certificate, Certificates, HostnamePattern, NodeName, ObjectName},
+    model::{Certificates, HostnamePattern, ObjectName},
 };
-use k8s_openapi::api::core::v1::Secret;
 use std::collections::BTreeMap;
 
 /// A listener and all that is known of it before routes are looked at.
@@ -28,10 +27,14 @@ pub(super) struct Listener {
     pub(super) supported_kinds: Vec<RouteKind>,
     /// Why it is not accepted.
     pub(super) unaccepted: Option<Finding>,
+    /// Why it takes no connection although it is accepted.
+    pub(super) unserved: Option<Finding>,
     /// Why not all that it refers to could be resolved.
     pub(super) unresolved: Option<Finding>,
     /// The listeners that it conflicts with.
     pub(super) conflict: Option<Finding>,
+    /// The listeners whose hostnames overlap with its own.
+    pub(super) overlap: Option<Finding>,
     allowed: Allowed,
 }
 
@@ -66,27 +69,34 @@ impl Objects {
         &self,
         name: &ObjectName,
         gateway: &Gateway,
-        node: Option<&NodeName>,
+        node: Option<&WantedNode>,
     ) -> Vec<Listener> {
         let specs = &gateway.spec.listeners;
         let mut listeners: Vec<_> = specs
             .iter()
-            .map(|spec| self.listener(name, spec, node))
+            .map(|spec| self.listener(name, gateway, spec, node))
             .collect();
-        for (index, conflict) in conflicts(specs).into_iter().enumerate() {
-            if listeners[index].unaccepted.is_none() {
-                listeners[index].unaccepted.clone_from(&conflict);
+        let marks = conflicts(specs).into_iter().zip(overlaps(specs));
+        for (listener, (conflict, overlap)) in listeners.iter_mut().zip(marks) {
+            let unsupported = listener
+                .unaccepted
+                .as_ref()
+                .is_some_and(|finding| finding.reason == c::UNSUPPORTED_PROTOCOL);
+            if conflict.is_some() && !unsupported {
+                listener.unaccepted.clone_from(&conflict);
             }
-            listeners[index].conflict = conflict;
+            listener.conflict = conflict;
+            listener.overlap = overlap;
         }
         listeners
     }
 
     fn listener(
         &self,
-        gateway: &ObjectName,
+        name: &ObjectName,
+        gateway: &Gateway,
         spec: &GatewayListeners,
-        node: Option<&NodeName>,
+        node: Option<&WantedNode>,
     ) -> Listener {
         let mut listener = Listener {
             name: spec.name.clone(),
@@ -94,193 +104,157 @@ impl Objects {
             protocol: None,
             supported_kinds: Vec::new(),
             unaccepted: None,
+            unserved: None,
             unresolved: None,
             conflict: None,
+            overlap: None,
             allowed: Allowed::of(spec),
         };
         let mut unresolved = Vec::new();
-        match self.protocol(gateway, spec, node, &mut unresolved) {
-            Ok(protocol) => {
-                listener.protocol = Some(protocol);
-                listener.supported_kinds = supported_kinds(spec, &mut unresolved);
-            }
+        if spec.protocol == "TCP" || spec.protocol == "TLS" && !is_passthrough(spec) {
+            listener.supported_kinds = supported_kinds(spec, &mut unresolved);
+        }
+        let protocol = match spec.protocol.as_str() {
+            "TCP" => tcp(spec),
+            "TLS" => self.tls(name, gateway, spec, node, &mut unresolved),
+            other => Err(Finding::new(
+                c::UNSUPPORTED_PROTOCOL,
+                format!("protocol {other} is not supported: use TCP or TLS"),
+            )),
+        };
+        match protocol {
+            Ok(protocol) => listener.protocol = Some(protocol),
             Err(finding) => listener.unaccepted = Some(finding),
         }
         if listener.port == 0 {
             let message = format!("port {} is no port: use 1 to 65535", spec.port);
             listener.unaccepted = Some(Finding::new(c::UNSUPPORTED_VALUE, message));
         }
+        if listener.is_accepted() {
+            listener.unserved = listener.protocol.as_ref().and_then(Protocol::unserved);
+        }
         listener.unresolved = Finding::join(unresolved);
         listener
     }
 
-    fn protocol(
-        &self,
-        gateway: &ObjectName,
-        spec: &GatewayListeners,
-        node: Option<&NodeName>,
-        unresolved: &mut Vec<Finding>,
-    ) -> Result<Protocol, Finding> {
-        let unsupported = |message: String| Err(Finding::new(c::UNSUPPORTED_VALUE, message));
-        match spec.protocol.as_str() {
-            "TCP" if spec.tls.is_some() => {
-                unsupported("a TCP listener has no tls: use protocol TLS to terminate it".into())
-            }
-            "TCP" if spec.hostname.is_some() => {
-                unsupported("a TCP listener has no hostname".into())
-            }
-            "TCP" => Ok(Protocol::Tcp),
-            "TLS" => self.tls(gateway, spec, node, unresolved),
-            other => Err(Finding::new(
-                c::UNSUPPORTED_PROTOCOL,
-                format!("protocol {other} is not supported: use TCP or TLS"),
-            )),
-        }
-    }
-
     fn tls(
         &self,
-        gateway: &ObjectName,
+        name: &ObjectName,
+        gateway: &Gateway,
         spec: &GatewayListeners,
-        node: Option<&NodeName>,
+        node: Option<&WantedNode>,
         unresolved: &mut Vec<Finding>,
     ) -> Result<Protocol, Finding> {
-        let invalid = |message: String| Finding::new(c::UNSUPPORTED_VALUE, message);
         let tls = spec.tls.clone().unwrap_or_default();
-        if matches!(tls.mode, Some(Mode::Passthrough)) {
-            return Err(Finding::new(
-                c::UNSUPPORTED_PROTOCOL,
+        if is_passthrough(spec) {
+            return Err(unsupported(
                 "TLS mode Passthrough is not supported: use Terminate, or protocol TCP to pass the bytes on",
             ));
         }
-        let hostname = match spec
-            .hostname
-            .as_deref()
-            .filter(|hostname| !hostname.is_empty())
-        {
-            Some(text) => {
-                Some(HostnamePattern::parse(text).map_err(|error| invalid(error.to_string()))?)
-            }
+        if validates_clients(gateway, spec.port) {
+            return Err(unsupported(
+                "spec.tls.frontend asks for client certificates, which are not supported: remove it, the tailnet's access rules decide who connects",
+            ));
+        }
+        let hostname = match spec.hostname.as_deref().filter(|name| !name.is_empty()) {
             None => None,
+            Some(text) => {
+                Some(HostnamePattern::parse(text).map_err(|error| unsupported(error.to_string()))?)
+            }
         };
-        let options = tls.options.clone().unwrap_or_default();
-        match options.get(CERTIFICATE_OPTION).map(String::as_str) {
-            None | Some("tailnet") => {}
-            Some(other) => {
-                return Err(invalid(format!(
-                    "tls.options {CERTIFICATE_OPTION} is {other:?}: the one value is \"tailnet\""
-                )));
+        let alpn = options(&tls)?;
+        let tailnet = node.is_none_or(|node| node.may_be(hostname.as_ref()));
+        let mut secrets = Vec::new();
+        for reference in tls.certificate_refs.iter().flatten() {
+            match self.certificate(name, reference) {
+                Ok(certificate) => secrets.push(certificate),
+                Err(mut finding) => {
+                    if let (true, Some(node)) = (tailnet, node) {
+                        let node = node.full.as_deref().unwrap_or(node.name.as_str());
+                        finding.message = format!(
+                            "{}; the tailnet's certificate for {node} is served all the same",
+                            finding.message
+                        );
+                    }
+                    unresolved.push(finding);
+                }
             }
         }
-        let alpn = options
-            .get(ALPN_OPTION)
-            .map(|list| {
-                list.split(',')
-                    .map(|name| name.trim().to_owned())
-                    .filter(|name| !name.is_empty())
-                    .collect()
-            })
-            .unwrap_or_default();
-        let secrets = self.secrets(gateway, &tls, node, unresolved);
-        let tailnet = options.contains_key(CERTIFICATE_OPTION)
-            || secrets.is_empty()
-            || may_be_the_node(hostname.as_ref(), node);
         Ok(Protocol::Tls {
             hostname,
             certificates: Certificates { tailnet, secrets },
             alpn,
         })
     }
+}
 
-    fn secrets(
-        &self,
-        gateway: &ObjectName,
-        tls: &GatewayListenersTls,
-        node: Option<&NodeName>,
-        unresolved: &mut Vec<Finding>,
-    ) -> Vec<Certificate> {
-        let mut certificates = Vec::new();
-        for reference in tls.certificate_refs.iter().flatten() {
-            match self.certificate(gateway, reference) {
-                Ok(certificate) => certificates.push(certificate),
-                Err(mut finding) => {
-                    let node = node.map_or("the node", NodeName::as_str);
-                    finding.message = format!(
-                        "{}; the tailnet's certificate for {node} is served all the same",
-                        finding.message
-                    );
-                    unresolved.push(finding);
-                }
+fn unsupported(message: impl Into<String>) -> Finding {
+    Finding::new(c::UNSUPPORTED_VALUE, message)
+}
+
+fn tcp(spec: &GatewayListeners) -> Result<Protocol, Finding> {
+    if spec.tls.is_some() {
+        return Err(unsupported(
+            "a TCP listener has no tls: use protocol TLS to terminate it",
+        ));
+    }
+    match spec.hostname.as_deref() {
+        None | Some("") => Ok(Protocol::Tcp),
+        Some(_) => Err(unsupported("a TCP listener has no hostname: remove it")),
+    }
+}
+
+/// Checks the `tls.options` that are ours, and gives the protocols for ALPN.
+fn options(tls: &GatewayListenersTls) -> Result<Vec<String>, Finding> {
+    let mut alpn = Vec::new();
+    for (key, value) in tls.options.iter().flatten() {
+        match key.as_str() {
+            CERTIFICATE_OPTION if value == "tailnet" => {}
+            CERTIFICATE_OPTION => {
+                return Err(unsupported(format!(
+                    "tls.options {CERTIFICATE_OPTION} is {value:?}: the one value is \"tailnet\""
+                )));
             }
+            ALPN_OPTION => {
+                let names = value.split(',').map(str::trim);
+                alpn.extend(names.filter(|name| !name.is_empty()).map(str::to_owned));
+            }
+            key if key.starts_with(OPTION_PREFIX) => {
+                return Err(unsupported(format!(
+                    "tls.options has no {key}: there are {CERTIFICATE_OPTION} and {ALPN_OPTION}"
+                )));
+            }
+            _ => {} // of another implementation
         }
-        certificates
     }
-
-    fn certificate(
-        &self,
-        gateway: &ObjectName,
-        reference: &CertificateRef,
-    ) -> Result<Certificate, Finding> {
-        let invalid = |message: String| Finding::new(c::INVALID_CERTIFICATE_REF, message);
-        let group = reference.group.as_deref().unwrap_or("");
-        let kind = reference.kind.as_deref().unwrap_or("Secret");
-        if !group.is_empty() || kind != "Secret" {
-            return Err(invalid(format!(
-                "certificateRef {} is a {kind}: only a Secret can be one",
-                reference.name
-            )));
-        }
-        let namespace = reference.namespace.as_ref().unwrap_or(&gateway.namespace);
-        let name = ObjectName::new(namespace, &reference.name);
-        let permitted = self.permits(&Reference {
-            from_kind: "Gateway",
-            from_namespace: &gateway.namespace,
-            to_kind: "Secret",
-            to: &name,
-        });
-        if !permitted {
-            return Err(Finding::new(
-                c::REF_NOT_PERMITTED,
-                format!(
-                    "Secret {name} is in another namespace, where no ReferenceGrant allows Gateways of namespace {} to use it",
-                    gateway.namespace
-                ),
-            ));
-        }
-        let Some(secret) = self.secrets.get(&name) else {
-            return Err(invalid(format!("there is no Secret {name}")));
-        };
-        let (chain, key) = (
-            secret_value(secret, "tls.crt"),
-            secret_value(secret, "tls.key"),
-        );
-        match (chain, key) {
-            (Some(chain), Some(key)) => Certificate::from_pem(&chain, &key)
-                .map_err(|error| invalid(format!("Secret {name} cannot be used: {error}"))),
-            (None, _) => Err(invalid(format!("Secret {name} has no tls.crt"))),
-            (_, None) => Err(invalid(format!("Secret {name} has no tls.key"))),
-        }
+    // One byte holds the length (RFC 7301 §3.1).
+    match alpn.iter().find(|name| name.len() > 255) {
+        Some(name) => Err(unsupported(format!(
+            "tls.options {ALPN_OPTION} has {name:?}, which is longer than 255 bytes"
+        ))),
+        None => Ok(alpn),
     }
 }
 
-/// A value of a Secret; `stringData` goes before `data`, as when an API server merges them.
-fn secret_value(secret: &Secret, key: &str) -> Option<Vec<u8>> {
-    let text = secret.string_data.as_ref().and_then(|data| data.get(key));
-    let data = secret.data.as_ref().and_then(|data| data.get(key));
-    text.map(|text| text.clone().into_bytes())
-        .or_else(|| data.map(|data| data.0.clone()))
-}
-
-/// Whether a client could mean the node's own name with a name of this pattern. Its full name is
-/// known only when it has joined, so its first label decides.
-fn may_be_the_node(hostname: Option<&HostnamePattern>, node: Option<&NodeName>) -> bool {
-    match (hostname, node) {
-        (None, _) | (Some(HostnamePattern::Wildcard(_)), _) => true,
-        (Some(HostnamePattern::Exact(name)), Some(node)) => {
-            name.split('.').next() == Some(node.as_str())
+/// Whether the Gateway wants client certificates on this port; a port of its own goes before the
+/// default (Gateway API, `spec.tls.frontend`).
+fn validates_clients(gateway: &Gateway, port: i32) -> bool {
+    let frontend = gateway
+        .spec
+        .tls
+        .as_ref()
+        .and_then(|tls| tls.frontend.as_ref());
+    frontend.is_some_and(|frontend| {
+        let of_port = frontend
+            .per_port
+            .iter()
+            .flatten()
+            .find(|of| of.port == port);
+        match of_port {
+            Some(of_port) => of_port.tls.validation.is_some(),
+            None => frontend.default.validation.is_some(),
         }
-        (Some(_), None) => false,
-    }
+    })
 }
 
 fn supported_kinds(spec: &GatewayListeners, unresolved: &mut Vec<Finding>) -> Vec<RouteKind> {
@@ -310,60 +284,6 @@ fn supported_kinds(spec: &GatewayListeners, unresolved: &mut Vec<Finding>) -> Ve
     supported
 }
 
-/// For each listener, the conflict it has: the same port with another protocol, or with the same
-/// protocol and hostname. None of them wins (Gateway API, `spec.listeners`).
-fn conflicts(specs: &[GatewayListeners]) -> Vec<Option<Finding>> {
-    let mut by_port: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
-    for (index, spec) in specs.iter().enumerate() {
-        by_port.entry(spec.port).or_default().push(index);
-    }
-    let hostname = |spec: &GatewayListeners| {
-        spec.hostname
-            .clone()
-            .unwrap_or_default()
-            .to_ascii_lowercase()
-    };
-    specs
-        .iter()
-        .enumerate()
-        .map(|(index, spec)| {
-            let others = by_port
-                .get(&spec.port)?
-                .iter()
-                .filter(|&&other| other != index);
-            let (mut protocol, mut same) = (Vec::new(), Vec::new());
-            for &other in others {
-                let other = &specs[other];
-                if other.protocol != spec.protocol {
-                    protocol.push(other.name.as_str());
-                } else if spec.protocol == "TCP" || hostname(other) == hostname(spec) {
-                    same.push(other.name.as_str());
-                }
-            }
-            let port = spec.port;
-            if !protocol.is_empty() {
-                let message = format!(
-                    "port {port} has another protocol in listener {}",
-                    protocol.join(", ")
-                );
-                Some(Finding::new(c::PROTOCOL_CONFLICT, message))
-            } else if !same.is_empty() && spec.protocol == "TCP" {
-                let message = format!("port {port} is also that of listener {}", same.join(", "));
-                Some(Finding::new(c::PROTOCOL_CONFLICT, message))
-            } else if !same.is_empty() {
-                let message = format!(
-                    "port {port} and hostname {:?} are also those of listener {}",
-                    hostname(spec),
-                    same.join(", ")
-                );
-                Some(Finding::new(c::HOSTNAME_CONFLICT, message))
-            } else {
-                None
-            }
-        })
-        .collect()
-}
-
 // === impl Listener ===
 
 impl Listener {
@@ -371,14 +291,41 @@ impl Listener {
         self.unaccepted.is_none()
     }
 
-    /// Whether a route of this namespace may attach.
+    /// Whether a TCPRoute of this namespace may attach.
     pub(super) fn allows(&self, objects: &Objects, gateway: &ObjectName, namespace: &str) -> bool {
+        if !self.supported_kinds.contains(&TCP_ROUTE) {
+            return false;
+        }
         match &self.allowed {
             Allowed::All => true,
             Allowed::Same => gateway.namespace == namespace,
             Allowed::None => false,
             Allowed::Selector(selector) => selects(selector, &objects.namespace_labels(namespace)),
         }
+    }
+}
+
+impl Protocol {
+    /// A TLS listener takes no connection when no certificate can be for its hostname.
+    fn unserved(&self) -> Option<Finding> {
+        let Self::Tls {
+            hostname: Some(hostname),
+            certificates,
+            ..
+        } = self
+        else {
+            return None;
+        };
+        let mut secrets = certificates.secrets.iter();
+        let covered = certificates.tailnet || secrets.any(|secret| covers(secret, Some(hostname)));
+        (!covered).then(|| {
+            Finding::new(
+                c::INVALID,
+                format!(
+                    "no certificate is for {hostname}: the tailnet's is for the name of the node only, so refer to a Secret with one"
+                ),
+            )
+        })
     }
 }
 

@@ -11,6 +11,8 @@
 //! order in which they came.
 
 mod backends;
+mod certificates;
+mod conflicts;
 mod gateways;
 mod grants;
 mod listeners;
@@ -72,5 +74,14 @@ impl Index {
     /// Works out what follows from the objects and reports.
     pub fn evaluate(&self) -> Outcome {
         gateways::evaluate(&self.objects, &self.reports)
+    }
+}
+
+/// A kind as `kubectl` spells it: with its group, unless that is the core one.
+fn qualified(kind: &str, group: &str) -> String {
+    if group.is_empty() {
+        kind.into()
+    } else {
+        format!("{kind}.{group}")
     }
 }

@@ -1,3 +1,4 @@
+use super::certificates::TlsSecret;
 use crate::{
     api::{
         Object,
@@ -10,12 +11,18 @@ use crate::{
 };
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, Secret, Service},
+        core::v1::{Namespace, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    fmt,
+};
+
+/// Label of an EndpointSlice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
 /// The kinds that tailway reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,8 +52,10 @@ pub(super) struct Objects {
     pub(super) tcp_routes: BTreeMap<ObjectName, TcpRoute>,
     pub(super) grants: BTreeMap<ObjectName, ReferenceGrant>,
     pub(super) services: BTreeMap<ObjectName, Service>,
-    pub(super) endpoint_slices: BTreeMap<ObjectName, EndpointSlice>,
-    pub(super) secrets: BTreeMap<ObjectName, Secret>,
+    endpoint_slices: BTreeMap<ObjectName, EndpointSlice>,
+    /// Names of the EndpointSlices of each Service.
+    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    pub(super) secrets: BTreeMap<ObjectName, TlsSecret>,
     pub(super) namespaces: BTreeMap<ObjectName, Namespace>,
 }
 
@@ -62,6 +71,11 @@ pub(super) fn precedence(metadata: &ObjectMeta, name: &ObjectName) -> (Option<i1
 
 pub(super) fn generation(metadata: &ObjectMeta) -> i64 {
     metadata.generation.unwrap_or(0)
+}
+
+fn service_of(name: &ObjectName, slice: &EndpointSlice) -> Option<ObjectName> {
+    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+    Some(ObjectName::new(&name.namespace, service))
 }
 
 // === impl Kind ===
@@ -128,8 +142,8 @@ impl Objects {
             Object::TcpRoute(o) => drop(self.tcp_routes.insert(name, *o)),
             Object::ReferenceGrant(o) => drop(self.grants.insert(name, *o)),
             Object::Service(o) => drop(self.services.insert(name, *o)),
-            Object::EndpointSlice(o) => drop(self.endpoint_slices.insert(name, *o)),
-            Object::Secret(o) => drop(self.secrets.insert(name, *o)),
+            Object::EndpointSlice(o) => self.apply_slice(name, *o),
+            Object::Secret(o) => drop(self.secrets.insert(name, TlsSecret::of(&o))),
             Object::Namespace(o) => drop(self.namespaces.insert(name, *o)),
         }
     }
@@ -142,9 +156,40 @@ impl Objects {
             Kind::TcpRoute => drop(self.tcp_routes.remove(name)),
             Kind::ReferenceGrant => drop(self.grants.remove(name)),
             Kind::Service => drop(self.services.remove(name)),
-            Kind::EndpointSlice => drop(self.endpoint_slices.remove(name)),
+            Kind::EndpointSlice => self.delete_slice(name),
             Kind::Secret => drop(self.secrets.remove(name)),
             Kind::Namespace => drop(self.namespaces.remove(name)),
+        }
+    }
+
+    /// The EndpointSlices of a Service, by name.
+    pub(super) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| self.endpoint_slices.get(name))
+    }
+
+    fn apply_slice(&mut self, name: ObjectName, slice: EndpointSlice) {
+        self.delete_slice(&name);
+        if let Some(service) = service_of(&name, &slice) {
+            self.slices_of
+                .entry(service)
+                .or_default()
+                .insert(name.clone());
+        }
+        self.endpoint_slices.insert(name, slice);
+    }
+
+    fn delete_slice(&mut self, name: &ObjectName) {
+        let Some(slice) = self.endpoint_slices.remove(name) else {
+            return;
+        };
+        if let Some(service) = service_of(name, &slice)
+            && let Entry::Occupied(mut slices) = self.slices_of.entry(service)
+        {
+            slices.get_mut().remove(name);
+            if slices.get().is_empty() {
+                slices.remove();
+            }
         }
     }
 

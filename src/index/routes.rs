@@ -3,9 +3,9 @@
 use super::{
     backends::Resolved,
     gateways::Candidate,
-    listeners::{Listener, TCP_ROUTE},
-    objects::{Objects, generation, precedence},
-    status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus},
+    listeners::Listener,
+    objects::{Kind, Objects, generation, precedence},
+    status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus, Unclaimed},
 };
 use crate::{
     api::{
@@ -14,28 +14,35 @@ use crate::{
     },
     model::{Backend, BackendId, Forward, ObjectName},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is attached to the listeners of one Gateway.
 #[derive(Debug, Default)]
 pub(super) struct Attached {
     /// By listener name: the route that is served.
     pub(super) forwards: BTreeMap<String, Forward>,
-    /// By listener name: how many routes are attached.
-    pub(super) counts: BTreeMap<String, i32>,
+    /// By listener name: the accepted routes, served or not.
+    pub(super) routes: BTreeMap<String, BTreeSet<ObjectName>>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
+}
+
+/// What became of all routes.
+#[derive(Debug, Default)]
+pub(super) struct Attachments {
+    pub(super) gateways: BTreeMap<ObjectName, Attached>,
+    pub(super) statuses: Vec<RouteStatus>,
+    pub(super) unclaimed: Vec<Unclaimed>,
 }
 
 /// Attaches all routes to the Gateways that are ours.
 pub(super) fn attach(
     objects: &Objects,
     gateways: &BTreeMap<ObjectName, Candidate<'_>>,
-) -> (BTreeMap<ObjectName, Attached>, Vec<RouteStatus>) {
-    let mut attached: BTreeMap<ObjectName, Attached> = BTreeMap::new();
-    let mut statuses = BTreeMap::new();
+) -> Attachments {
+    let mut attachments = Attachments::default();
     let mut routes: Vec<_> = objects.tcp_routes.iter().collect();
     // The oldest comes first, so that it has a listener before the younger ask for it.
-    routes.sort_by_key(|(name, route)| precedence(&route.metadata, name));
+    routes.sort_by_cached_key(|(name, route)| precedence(&route.metadata, name));
     for (name, route) in routes {
         let resolved = resolve(objects, name, route);
         let mut parents = Vec::new();
@@ -43,24 +50,68 @@ pub(super) fn attach(
             let Some((parent, candidate)) = parent(name, reference, gateways) else {
                 continue;
             };
-            let attached = attached.entry(parent.clone()).or_default();
-            let refused = attach_to(
+            let attached = attachments.gateways.entry(parent.clone()).or_default();
+            let outcome = attach_to(
                 objects, name, route, reference, candidate, &resolved, attached,
-            )
-            .err();
-            parents.push(parent_status(route, reference, refused, &resolved));
+            );
+            parents.push(parent_status(route, reference, outcome, &resolved));
         }
         if !parents.is_empty() {
-            statuses.insert(
-                name.clone(),
-                RouteStatus {
-                    name: name.clone(),
-                    parents,
-                },
-            );
+            attachments.statuses.push(RouteStatus {
+                name: name.clone(),
+                parents,
+            });
         }
+        attachments
+            .unclaimed
+            .extend(unclaimed(objects, name, route));
     }
-    (attached, statuses.into_values().collect())
+    attachments.statuses.sort_by(|a, b| a.name.cmp(&b.name));
+    attachments
+}
+
+/// What in the parentRefs of a route means nothing that is there.
+fn unclaimed(objects: &Objects, name: &ObjectName, route: &TcpRoute) -> Vec<Unclaimed> {
+    let unclaimed = |message: String| Unclaimed {
+        kind: Kind::TcpRoute,
+        name: name.clone(),
+        message,
+    };
+    let references = route.spec.parent_refs.as_deref().unwrap_or_default();
+    if references.is_empty() {
+        return vec![unclaimed(
+            "it has no parentRefs: name the Gateway that is to serve it".into(),
+        )];
+    }
+    let missing = references.iter().filter_map(|reference| {
+        let (group, kind) = group_and_kind(reference);
+        if (group, kind) == ("", "Service") {
+            return None; // for a mesh
+        }
+        if (group, kind) != (GATEWAY_GROUP, "Gateway") {
+            let kind = super::qualified(kind, group);
+            return Some(unclaimed(format!(
+                "parentRef {} is a {kind}: a Gateway can be one",
+                reference.name
+            )));
+        }
+        let gateway = parent_name(name, reference);
+        (!objects.gateways.contains_key(&gateway))
+            .then(|| unclaimed(format!("parentRef: there is no Gateway {gateway}")))
+    });
+    missing.collect()
+}
+
+fn group_and_kind(reference: &TcpRouteParentRefs) -> (&str, &str) {
+    (
+        reference.group.as_deref().unwrap_or(GATEWAY_GROUP),
+        reference.kind.as_deref().unwrap_or("Gateway"),
+    )
+}
+
+fn parent_name(route: &ObjectName, reference: &TcpRouteParentRefs) -> ObjectName {
+    let namespace = reference.namespace.as_ref().unwrap_or(&route.namespace);
+    ObjectName::new(namespace, &reference.name)
 }
 
 /// The Gateway of ours that a parentRef means.
@@ -69,13 +120,10 @@ fn parent<'a, 'b>(
     reference: &TcpRouteParentRefs,
     gateways: &'a BTreeMap<ObjectName, Candidate<'b>>,
 ) -> Option<(&'a ObjectName, &'a Candidate<'b>)> {
-    let group = reference.group.as_deref().unwrap_or(GATEWAY_GROUP);
-    let kind = reference.kind.as_deref().unwrap_or("Gateway");
-    if group != GATEWAY_GROUP || kind != "Gateway" {
+    if group_and_kind(reference) != (GATEWAY_GROUP, "Gateway") {
         return None;
     }
-    let namespace = reference.namespace.as_ref().unwrap_or(&route.namespace);
-    gateways.get_key_value(&ObjectName::new(namespace, &reference.name))
+    gateways.get_key_value(&parent_name(route, reference))
 }
 
 fn resolve(objects: &Objects, name: &ObjectName, route: &TcpRoute) -> Resolved {
@@ -87,7 +135,8 @@ fn resolve(objects: &Objects, name: &ObjectName, route: &TcpRoute) -> Resolved {
     objects.resolve_backends(name, refs)
 }
 
-/// Attaches a route to every listener that its parentRef means, or says why it cannot be.
+/// Attaches a route to every listener that its parentRef means, or says why it cannot be. Gives
+/// the listeners that serve an older route, which does not keep this one from being accepted.
 fn attach_to(
     objects: &Objects,
     name: &ObjectName,
@@ -96,7 +145,7 @@ fn attach_to(
     gateway: &Candidate<'_>,
     resolved: &Resolved,
     attached: &mut Attached,
-) -> Result<(), Finding> {
+) -> Result<Option<Finding>, Finding> {
     if route.spec.rules.len() > 1 {
         return Err(Finding::new(
             c::UNSUPPORTED_VALUE,
@@ -106,102 +155,130 @@ fn attach_to(
             ),
         ));
     }
+    let listeners = allowing_listeners(objects, name, reference, gateway)?;
     let mut taken = Vec::new();
-    let mut any = false;
-    for listener in allowed_listeners(objects, name, reference, gateway)? {
+    for listener in listeners {
+        // Counted whether or not the listener is accepted (Gateway API, `attachedRoutes`).
+        attached
+            .routes
+            .entry(listener.name.clone())
+            .or_default()
+            .insert(name.clone());
+        if !listener.is_accepted() {
+            continue;
+        }
         match attached.forwards.get(&listener.name) {
             Some(forward) if forward.route != *name => {
                 taken.push(format!(
-                    "listener {} has the older TCPRoute {}",
+                    "listener {} serves the older TCPRoute {}",
                     listener.name, forward.route
                 ));
             }
-            Some(_) => any = true, // by another parentRef of the same route
+            Some(_) => {} // by another parentRef of the same route
             None => {
-                any = true;
                 let forward = Forward {
                     route: name.clone(),
                     backends: resolved.weighted.clone(),
                 };
                 attached.forwards.insert(listener.name.clone(), forward);
-                *attached.counts.entry(listener.name.clone()).or_default() += 1;
                 attached.backends.extend(resolved.backends.clone());
             }
         }
     }
-    if any {
-        Ok(())
-    } else {
-        Err(Finding::new(c::ROUTE_CONFLICT, taken.join("; ")))
-    }
+    Ok((!taken.is_empty()).then(|| {
+        let message = format!(
+            "{}: this route takes no connections there",
+            taken.join("; ")
+        );
+        Finding::new(c::OLDER_ROUTE, message)
+    }))
 }
 
-/// The listeners that a parentRef means and that let the route in.
-fn allowed_listeners<'a>(
+/// The listeners that a parentRef means and that let the route in, of which one is accepted.
+fn allowing_listeners<'a>(
     objects: &Objects,
     name: &ObjectName,
     reference: &TcpRouteParentRefs,
     gateway: &'a Candidate<'_>,
 ) -> Result<Vec<&'a Listener>, Finding> {
-    let named: Vec<_> = gateway
-        .listeners
-        .iter()
-        .filter(|listener| {
-            reference
-                .section_name
-                .as_ref()
-                .is_none_or(|section| *section == listener.name)
-                && reference
-                    .port
-                    .is_none_or(|port| port == i32::from(listener.port))
-        })
-        .collect();
-    if named.is_empty() {
-        let message = match (&reference.section_name, reference.port) {
-            (Some(section), Some(port)) => {
-                format!("the Gateway has no listener {section} on port {port}")
-            }
-            (Some(section), None) => format!("the Gateway has no listener {section}"),
-            (None, Some(port)) => format!("the Gateway has no listener on port {port}"),
-            (None, None) => "the Gateway has no listener".into(),
-        };
-        return Err(Finding::new(c::NO_MATCHING_PARENT, message));
-    }
-    let open: Vec<_> = named
+    let named = named_listeners(reference, gateway)?;
+    let names = |listeners: &[&Listener]| {
+        let names: Vec<_> = listeners.iter().map(|l| l.name.as_str()).collect();
+        names.join(", ")
+    };
+    let allowing: Vec<_> = named
         .iter()
         .copied()
         .filter(|listener| listener.allows(objects, gateway.name, &name.namespace))
-        .filter(|listener| {
-            listener.protocol.is_none() || listener.supported_kinds.contains(&TCP_ROUTE)
-        })
         .collect();
-    if open.is_empty() {
+    if allowing.is_empty() {
         let message = format!(
-            "no listener allows TCPRoutes of namespace {}: see allowedRoutes",
+            "listener {} takes no TCPRoutes of namespace {}: see its protocol and allowedRoutes",
+            names(&named),
             name.namespace
         );
         return Err(Finding::new(c::NOT_ALLOWED_BY_LISTENERS, message));
     }
-    let accepted: Vec<_> = open
-        .iter()
-        .copied()
-        .filter(|listener| listener.is_accepted())
-        .collect();
-    if accepted.is_empty() {
-        let names: Vec<_> = open.iter().map(|listener| listener.name.as_str()).collect();
-        let message = format!("listener {} is not accepted", names.join(", "));
+    if !allowing.iter().any(|listener| listener.is_accepted()) {
+        let message = format!("listener {} is not accepted", names(&allowing));
         return Err(Finding::new(c::NO_MATCHING_PARENT, message));
     }
-    Ok(accepted)
+    Ok(allowing)
+}
+
+/// The listeners that a parentRef means; at least one.
+fn named_listeners<'a>(
+    reference: &TcpRouteParentRefs,
+    gateway: &'a Candidate<'_>,
+) -> Result<Vec<&'a Listener>, Finding> {
+    // An empty name means the whole Gateway, as an absent one does (`parentRefs.sectionName`).
+    let section = reference
+        .section_name
+        .as_ref()
+        .filter(|section| !section.is_empty());
+    let port = reference.port;
+    let named: Vec<_> = gateway
+        .listeners
+        .iter()
+        .filter(|listener| section.is_none_or(|section| *section == listener.name))
+        .filter(|listener| port.is_none_or(|port| port == i32::from(listener.port)))
+        .collect();
+    if !named.is_empty() {
+        return Ok(named);
+    }
+    let message = match (section, port) {
+        (Some(section), Some(port)) => {
+            format!("the Gateway has no listener {section} on port {port}")
+        }
+        (Some(section), None) => format!("the Gateway has no listener {section}"),
+        (None, Some(port)) => format!("the Gateway has no listener on port {port}"),
+        (None, None) => "the Gateway has no listener".into(),
+    };
+    Err(Finding::new(c::NO_MATCHING_PARENT, message))
 }
 
 fn parent_status(
     route: &TcpRoute,
     reference: &TcpRouteParentRefs,
-    refused: Option<Finding>,
+    outcome: Result<Option<Finding>, Finding>,
     resolved: &Resolved,
 ) -> ParentStatus {
     let generation = generation(&route.metadata);
+    let (refused, conflict) = match outcome {
+        Ok(conflict) => (None, conflict),
+        Err(refused) => (Some(refused), None),
+    };
+    let mut conditions = vec![
+        Condition::of(c::ACCEPTED, refused, generation),
+        Condition::of(
+            c::RESOLVED_REFS,
+            Finding::join(resolved.findings.clone()),
+            generation,
+        ),
+    ];
+    conditions.extend(
+        conflict.map(|finding| Condition::negative(c::ROUTE_CONFLICTED, finding, generation)),
+    );
     ParentStatus {
         parent_ref: ParentRef {
             group: reference.group.clone(),
@@ -212,13 +289,6 @@ fn parent_status(
             port: reference.port,
         },
         controller_name: CONTROLLER,
-        conditions: vec![
-            Condition::of(c::ACCEPTED, refused, generation),
-            Condition::of(
-                c::RESOLVED_REFS,
-                Finding::join(resolved.findings.clone()),
-                generation,
-            ),
-        ],
+        conditions,
     }
 }

@@ -1,6 +1,7 @@
 //! Statuses as the Gateway API has them, without times: whoever writes them stamps those.
 
-use crate::model::ObjectName;
+use super::Kind;
+use crate::{api::conditions as c, model::ObjectName};
 use serde::Serialize;
 
 /// The statuses of all objects, each kind sorted by name.
@@ -9,6 +10,18 @@ pub struct Statuses {
     pub classes: Vec<ClassStatus>,
     pub gateways: Vec<GatewayStatus>,
     pub tcp_routes: Vec<RouteStatus>,
+    /// What is told to people but written to no object.
+    pub unclaimed: Vec<Unclaimed>,
+}
+
+/// An object, or a part of one, that may be meant for tailway but that the specification gives no
+/// status of ours: its class or its parent is not there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unclaimed {
+    pub kind: Kind,
+    pub name: ObjectName,
+    /// What is missing, and what to do.
+    pub message: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -102,6 +115,23 @@ fn truth<S: serde::Serializer>(status: &bool, serializer: S) -> Result<S::Ok, S:
 // === impl Condition ===
 
 impl Condition {
+    /// Whether it says that something is not served and will not be until an object is changed. A
+    /// node that is on its way is none, and neither is a reference without which the rest is
+    /// served.
+    pub fn is_refusal(&self) -> bool {
+        match self.kind {
+            c::ACCEPTED => !self.status,
+            c::PROGRAMMED => !self.status && self.reason != c::PENDING,
+            c::CONFLICTED | c::ROUTE_CONFLICTED => self.status,
+            _ => false,
+        }
+    }
+
+    /// `kind`, which is `True` when something is wrong.
+    pub(super) fn negative(kind: &'static str, finding: Finding, generation: i64) -> Self {
+        Self::new(kind, true, finding.reason, finding.message, generation)
+    }
+
     /// A condition that is `True` with the reason of the same name, as most are when all is well.
     pub(super) fn fine(kind: &'static str, generation: i64) -> Self {
         Self::new(kind, true, kind, String::new(), generation)
@@ -165,26 +195,19 @@ impl Finding {
 // === impl Statuses ===
 
 impl Statuses {
-    /// Whether every object is accepted.
+    /// Whether every object is accepted, and none holds something that keeps it from being served.
     pub fn all_accepted(&self) -> bool {
-        use crate::api::conditions::ACCEPTED;
+        self.unclaimed.is_empty() && !self.conditions().any(Condition::is_refusal)
+    }
+
+    fn conditions(&self) -> impl Iterator<Item = &Condition> {
         let classes = self.classes.iter().flat_map(|class| &class.conditions);
         let gateways = self.gateways.iter().flat_map(|gateway| &gateway.conditions);
-        let listeners = self
-            .gateways
-            .iter()
-            .flat_map(|g| &g.listeners)
-            .flat_map(|l| &l.conditions);
-        let routes = self
-            .tcp_routes
-            .iter()
-            .flat_map(|r| &r.parents)
-            .flat_map(|p| &p.conditions);
+        let listeners = self.gateways.iter().flat_map(|gateway| &gateway.listeners);
+        let parents = self.tcp_routes.iter().flat_map(|route| &route.parents);
         classes
             .chain(gateways)
-            .chain(listeners)
-            .chain(routes)
-            .filter(|condition| condition.kind == ACCEPTED)
-            .all(|condition| condition.status)
+            .chain(listeners.flat_map(|listener| &listener.conditions))
+            .chain(parents.flat_map(|parent| &parent.conditions))
     }
 }
