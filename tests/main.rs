@@ -14,4 +14,5 @@
 mod floors;
 mod golden;
 mod proxy;
+mod source;
 mod tailnet;

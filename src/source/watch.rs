@@ -22,7 +22,8 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 /// Looks without being told too: some filesystems tell nobody.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// Loads the files again whenever they change, and gives what was loaded. Ends with its receiver.
+/// Loads the files again whenever they change from what they are now, and gives what was loaded.
+/// Ends with its receiver. Whoever loads them after this call misses no change.
 ///
 /// # Errors
 /// When the system refuses to watch.
@@ -45,18 +46,19 @@ pub fn watch(paths: Vec<PathBuf>) -> Result<mpsc::Receiver<Result<Loaded, LoadEr
             })?;
     }
     let (loads, loaded) = mpsc::channel(1);
-    tokio::spawn(run(paths, watcher, touches, loads));
+    let before = fingerprint(&paths);
+    tokio::spawn(run(paths, before, watcher, touches, loads));
     Ok(loaded)
 }
 
 async fn run(
     paths: Vec<PathBuf>,
+    mut before: Fingerprint,
     // Kept: dropping it ends the watch.
     _watcher: RecommendedWatcher,
     mut touches: mpsc::Receiver<()>,
     loads: mpsc::Sender<Result<Loaded, LoadError>>,
 ) {
-    let mut before = fingerprint(&paths);
     loop {
         tokio::select! {
             _ = touches.recv() => {
@@ -91,7 +93,10 @@ fn directories(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
             } else {
                 parent
             };
-            directories.insert(parent.to_owned());
+            // One that is not there is looked for by period.
+            if parent.is_dir() {
+                directories.insert(parent.to_owned());
+            }
         }
     };
     for path in paths {
@@ -103,8 +108,10 @@ fn directories(paths: &[PathBuf]) -> BTreeSet<PathBuf> {
     directories
 }
 
-/// What is read, as text: equal means that nothing changed.
-fn fingerprint(paths: &[PathBuf]) -> Vec<(PathBuf, Option<Vec<u8>>)> {
+/// What is read: equal means that nothing changed.
+type Fingerprint = Vec<(PathBuf, Option<Vec<u8>>)>;
+
+fn fingerprint(paths: &[PathBuf]) -> Fingerprint {
     let mut found = Vec::new();
     for path in paths {
         let files = super::files::files(path).unwrap_or_else(|_| vec![path.clone()]);
