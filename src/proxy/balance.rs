@@ -6,8 +6,8 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -40,6 +40,19 @@ pub(super) struct Balancer {
 struct Tracked {
     endpoint: Endpoint,
     open: AtomicUsize,
+    /// When connecting failed last, in milliseconds of [`clock`]; 0 when it did not.
+    failed: AtomicU64,
+}
+
+/// How long an endpoint that could not be reached is passed over. Without that, it would draw
+/// connections, having the fewest.
+const SET_ASIDE: Duration = Duration::from_secs(5);
+
+/// Milliseconds since the first question, from 1.
+fn clock() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let millis = START.get_or_init(Instant::now).elapsed().as_millis();
+    u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
 }
 
 /// A connection to an endpoint; counted until dropped.
@@ -127,6 +140,7 @@ impl Balancer {
                 None => Arc::new(Tracked {
                     endpoint: endpoint.clone(),
                     open: AtomicUsize::new(0),
+                    failed: AtomicU64::new(0),
                 }),
             })
             .collect();
@@ -156,15 +170,17 @@ impl Balancer {
         second.connect(timeout).await.map_err(failed).ok()
     }
 
+    /// One that was reached lately, if there is any; the rest are better than none.
     fn pick(&self, not: Option<&Arc<Tracked>>) -> Option<Arc<Tracked>> {
-        let left: Vec<_> = match not {
-            Some(not) => self
-                .endpoints
+        let others = || {
+            self.endpoints
                 .iter()
-                .filter(|e| !Arc::ptr_eq(e, not))
-                .collect(),
-            None => self.endpoints.iter().collect(),
+                .filter(|e| not.is_none_or(|not| !Arc::ptr_eq(e, not)))
         };
+        let mut left: Vec<_> = others().filter(|e| !e.is_set_aside()).collect();
+        if left.is_empty() {
+            left = others().collect();
+        }
         let picked = match left.as_slice() {
             [] => return None,
             [only] => only,
@@ -186,6 +202,11 @@ impl Balancer {
 }
 
 impl Tracked {
+    fn is_set_aside(&self) -> bool {
+        let failed = self.failed.load(Ordering::Relaxed);
+        failed > 0 && clock().saturating_sub(failed) < SET_ASIDE.as_millis() as u64
+    }
+
     async fn connect(
         self: Arc<Self>,
         timeout: Duration,
@@ -193,7 +214,12 @@ impl Tracked {
         // Counted from here on, so that many connecting at once spread out.
         self.open.fetch_add(1, Ordering::Relaxed);
         let connected = Connected { tracked: self };
-        let stream = connected.tracked.open_stream(timeout).await?;
+        let stream = connected
+            .tracked
+            .open_stream(timeout)
+            .await
+            .inspect_err(|_| connected.tracked.failed.store(clock(), Ordering::Relaxed))?;
+        connected.tracked.failed.store(0, Ordering::Relaxed);
         // A proxy passes on what it gets when it gets it.
         let _ = stream.set_nodelay(true);
         Ok((stream, connected))
@@ -362,6 +388,21 @@ mod tests {
             let picked = balancer.pick(None).unwrap();
             assert_eq!(picked.endpoint, balancer.endpoints[1].endpoint);
         }
+    }
+
+    #[test]
+    fn an_endpoint_that_was_not_reached_is_passed_over_while_there_are_others() {
+        let balancer = balancer("a", &[1, 2], None);
+        balancer.endpoints[0]
+            .failed
+            .store(clock(), Ordering::Relaxed);
+        balancer.endpoints[1].open.store(5, Ordering::Relaxed);
+        for _ in 0..100 {
+            let picked = balancer.pick(None).unwrap();
+            assert_eq!(picked.endpoint, balancer.endpoints[1].endpoint);
+        }
+        let other = balancer.pick(Some(&balancer.endpoints[1])).unwrap();
+        assert_eq!(other.endpoint, balancer.endpoints[0].endpoint);
     }
 
     #[test]
