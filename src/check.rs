@@ -66,7 +66,15 @@ fn rows(statuses: &Statuses) -> Vec<Row> {
         rows.extend(told("Gateway", &name, "", &gateway.conditions));
         for listener in &gateway.listeners {
             let part = format!("listener {}", listener.name);
-            rows.extend(told("Gateway", &name, &part, &listener.conditions));
+            let listener = told("Gateway", &name, &part, &listener.conditions);
+            // What holds the whole Gateway back is said once.
+            rows.extend(listener.filter(|row| {
+                row.condition != c::PROGRAMMED
+                    || gateway
+                        .conditions
+                        .iter()
+                        .all(|own| own.message != row.message)
+            }));
         }
     }
     for route in &statuses.tcp_routes {
@@ -125,8 +133,8 @@ fn told<'a>(
         };
         let mark = match (condition.is_refusal(), condition.status) {
             (true, _) => Mark::Refusal,
-            (false, true) => Mark::Fine,
-            (false, false) => Mark::Flaw,
+            (false, true) if condition.message.is_empty() => Mark::Fine,
+            (false, _) => Mark::Flaw,
         };
         tells.then(|| Row {
             mark,

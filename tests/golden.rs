@@ -262,3 +262,19 @@ fn an_index_whose_objects_all_went_is_empty() {
         assert_eq!(index.evaluate(), Outcome::default(), "{}", case.display());
     }
 }
+
+#[test]
+fn the_samples_are_accepted() {
+    for entry in fs::read_dir("manifests/samples").unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "yaml") {
+            continue;
+        }
+        let loaded = source::load(std::slice::from_ref(&path)).unwrap();
+        assert_eq!(loaded.warnings, [], "{}", path.display());
+        let mut index = Index::default();
+        index.reset(loaded.objects);
+        let problems = check::problems(&index.evaluate().statuses);
+        assert_eq!(problems, [""; 0], "{}", path.display());
+    }
+}

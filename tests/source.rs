@@ -1,4 +1,4 @@
-//! Files to objects, and files that change.
+//! Files that are read, and files that change, as editors and mounted ConfigMaps change them.
 
 use std::{
     fs,
@@ -7,216 +7,332 @@ use std::{
     time::Duration,
 };
 use tailway::{
-    index::Key,
+    api::Object,
     source::{LoadError, Loaded, load, watch},
 };
 use tempfile::TempDir;
 use tokio::sync::mpsc::Receiver;
 
-/// How long a change may take to be seen; what is watched is told in a fraction of it.
+/// Far more than anything here takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn directory_with(files: &[(&str, &str)]) -> TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        fs::write(directory.path().join(name), text).unwrap();
-    }
-    directory
-}
-
 fn service(name: &str) -> String {
-    format!("apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\n")
+    format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+    )
 }
 
-fn keys(loaded: &Loaded) -> Vec<String> {
-    let keys = loaded.objects.iter().map(Key::of);
-    keys.map(|key| key.to_string()).collect()
+fn gateway(port: u16) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: gw}}\nspec:\n  gatewayClassName: c\n  listeners: [{{name: a, port: {port}, protocol: TCP}}]\n"
+    )
 }
 
-/// The problems, with file names that do not depend on the directory.
-fn problems(error: &LoadError, directory: &Path) -> Vec<String> {
-    let prefix = format!("{}/", directory.display());
-    let lines = error.problems.iter().map(ToString::to_string);
-    lines.map(|line| line.replace(&prefix, "")).collect()
+/// Names of the Services.
+fn names(loaded: &Loaded) -> Vec<String> {
+    let name = |object: &Object| match object {
+        Object::Service(service) => service.metadata.name.clone(),
+        _ => None,
+    };
+    loaded.objects.iter().filter_map(name).collect()
+}
+
+/// Port and generation of the Gateway.
+fn port_and_generation(loaded: &Loaded) -> (i32, Option<i64>) {
+    let gateway = loaded.objects.iter().find_map(|object| match object {
+        Object::Gateway(gateway) => Some(gateway),
+        _ => None,
+    });
+    let gateway = gateway.unwrap();
+    (gateway.spec.listeners[0].port, gateway.metadata.generation)
+}
+
+/// The next thing that a watch tells.
+async fn next(changes: &mut Receiver<Result<Loaded, LoadError>>) -> Result<Loaded, LoadError> {
+    tokio::time::timeout(DEADLINE, changes.recv())
+        .await
+        .expect("nothing was told")
+        .expect("the watch ended")
+}
+
+/// Waits until the watch tells of just these Services. What is told while several files change may
+/// hold some of the change only.
+async fn until(changes: &mut Receiver<Result<Loaded, LoadError>>, expected: &[&str]) {
+    loop {
+        if next(changes)
+            .await
+            .is_ok_and(|loaded| names(&loaded) == expected)
+        {
+            return;
+        }
+    }
+}
+
+/// A directory with `a.yaml`, which holds the Service one.
+fn directory() -> (TempDir, PathBuf) {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("a.yaml");
+    fs::write(&file, service("one")).unwrap();
+    (directory, file)
+}
+
+fn watching(path: &Path) -> Receiver<Result<Loaded, LoadError>> {
+    watch(vec![path.to_owned()]).unwrap()
 }
 
 #[test]
-fn a_directory_gives_its_yaml_and_json_files_by_name_and_nothing_else() {
-    let directory = directory_with(&[
-        ("2.yml", &service("two")),
-        ("1.yaml", &service("one")),
-        (
-            "3.json",
-            r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "three"}}"#,
-        ),
-        (".hidden.yaml", "kind: ["),
-        ("notes.txt", "kind: ["),
-        ("1.yaml~", "kind: ["),
-    ]);
-    fs::create_dir(directory.path().join("nested.yaml")).unwrap();
-    fs::write(directory.path().join("nested.yaml/x.yaml"), "kind: [").unwrap();
-    let loaded = load(&[directory.path().into()]).unwrap();
+fn a_directory_is_read_in_the_order_of_names_without_hidden_and_other_files() {
+    let (directory, _) = directory();
+    let path = directory.path();
+    fs::write(
+        path.join("c.json"),
+        r#"{"apiVersion": "v1", "kind": "Service", "metadata": {"name": "three"}}"#,
+    )
+    .unwrap();
+    fs::write(
+        path.join("b.yml"),
+        format!("%YAML 1.2\n---\n{}...\n", service("two")),
+    )
+    .unwrap();
+    fs::write(path.join(".hidden.yaml"), "{").unwrap();
+    fs::write(path.join("notes.txt"), "{").unwrap();
+    fs::create_dir(path.join("below.yaml")).unwrap();
     assert_eq!(
-        keys(&loaded),
-        [
-            "Service default/one",
-            "Service default/two",
-            "Service default/three"
-        ]
+        names(&load(&[path.into()]).unwrap()),
+        ["one", "two", "three"]
     );
-    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
 }
 
 #[test]
 fn a_file_that_is_named_is_read_whatever_it_is_called() {
-    let directory = directory_with(&[(".gateway", &service("one"))]);
-    let loaded = load(&[directory.path().join(".gateway")]).unwrap();
-    assert_eq!(keys(&loaded), ["Service default/one"]);
-}
-
-#[test]
-fn a_file_without_objects_is_empty_not_wrong() {
-    let directory = directory_with(&[("a.yaml", ""), ("b.yaml", "# nothing yet\n---\n---\n...\n")]);
-    let loaded = load(&[directory.path().into()]).unwrap();
-    assert!(loaded.objects.is_empty() && loaded.warnings.is_empty());
-}
-
-#[test]
-fn a_file_that_is_no_text_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join("a.yaml"), b"\xff\xfe\x00").unwrap();
-    let error = load(&[directory.path().into()]).unwrap_err();
+    let file = directory.path().join(".gateway");
+    fs::write(&file, service("one")).unwrap();
+    assert_eq!(names(&load(&[file]).unwrap()), ["one"]);
+}
+
+#[test]
+fn a_file_without_objects_is_empty_and_not_wrong() {
+    let (directory, file) = directory();
+    for text in ["", "\n", "# nothing\n", "---\n---\n# nothing\n...\n"] {
+        fs::write(&file, text).unwrap();
+        let loaded = load(&[directory.path().into()]).unwrap();
+        assert_eq!(names(&loaded), [""; 0], "{text:?}");
+        assert_eq!(loaded.warnings, [], "{text:?}");
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_carriage_returns_do_no_harm() {
+    let (directory, file) = directory();
+    let text = format!("\u{feff}{}---\r\n{}", service("one"), service("two"));
+    fs::write(&file, text.replace('\n', "\r\n")).unwrap();
     assert_eq!(
-        problems(&error, directory.path()),
-        ["a.yaml: cannot be read: stream did not contain valid UTF-8"]
+        names(&load(&[directory.path().into()]).unwrap()),
+        ["one", "two"]
     );
 }
 
-// === Files that change ===
-
-type Loads = Receiver<Result<Loaded, LoadError>>;
-
-/// Waits for a load that is as expected; a file that is half written may be seen before.
-async fn until(loads: &mut Loads, expected: impl Fn(&Result<Loaded, LoadError>) -> bool) {
-    let mut last = None;
-    let found = tokio::time::timeout(DEADLINE, async {
-        loop {
-            let load = loads.recv().await.expect("the watch goes on");
-            if expected(&load) {
-                return;
-            }
-            last = Some(load);
-        }
-    });
-    if found.await.is_err() {
-        panic!("not seen in {DEADLINE:?}; the last load was {last:?}");
-    }
-}
-
-fn gives(names: &[&str]) -> impl Fn(&Result<Loaded, LoadError>) -> bool {
-    let expected: Vec<_> = names
-        .iter()
-        .map(|name| format!("Service default/{name}"))
-        .collect();
-    move |load| load.as_ref().is_ok_and(|loaded| keys(loaded) == expected)
-}
-
-fn watched(paths: &[PathBuf]) -> Loads {
-    watch(paths.to_vec()).unwrap()
+#[test]
+fn what_cannot_be_read_is_told_with_its_name() {
+    let (directory, file) = directory();
+    let missing = directory.path().join("missing.yaml");
+    fs::write(&file, [0xff, 0xfe]).unwrap();
+    let error = load(&[missing.clone(), file.clone()]).unwrap_err();
+    let files: Vec<_> = error.problems.iter().map(|problem| &problem.file).collect();
+    assert_eq!(files, [&missing, &file]);
+    assert!(
+        error
+            .to_string()
+            .starts_with(&format!("{}: cannot be read: ", missing.display())),
+        "{error}"
+    );
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_again_is_loaded_again() {
-    let directory = directory_with(&[("a.yaml", &service("one"))]);
-    let file = directory.path().join("a.yaml");
-    let mut loads = watched(std::slice::from_ref(&file));
-    for name in ["two", "three"] {
-        fs::write(&file, service(name)).unwrap();
-        until(&mut loads, gives(&[name])).await;
-    }
+async fn the_first_thing_told_is_what_is_there() {
+    let (_directory, file) = directory();
+    let mut changes = watching(&file);
+    assert_eq!(names(&next(&mut changes).await.unwrap()), ["one"]);
 }
 
 #[tokio::test]
-async fn a_file_that_is_replaced_by_renaming_is_loaded_again_and_again() {
-    let directory = directory_with(&[("a.yaml", &service("one"))]);
-    let file = directory.path().join("a.yaml");
-    let mut loads = watched(std::slice::from_ref(&file));
-    for name in ["two", "three"] {
-        let new = directory.path().join(".a.yaml.new");
+async fn a_file_that_is_written_over_is_told() {
+    let (_directory, file) = directory();
+    let mut changes = watching(&file);
+    until(&mut changes, &["one"]).await;
+    fs::write(&file, service("two")).unwrap();
+    until(&mut changes, &["two"]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_by_renaming_is_told_each_time() {
+    let (directory, file) = directory();
+    let mut changes = watching(&file);
+    until(&mut changes, &["one"]).await;
+    for name in ["two", "three", "four"] {
+        let new = directory.path().join("a.yaml.tmp");
         fs::write(&new, service(name)).unwrap();
         fs::rename(&new, &file).unwrap();
-        until(&mut loads, gives(&[name])).await;
+        until(&mut changes, &[name]).await;
     }
 }
 
 #[tokio::test]
-async fn a_mounted_config_map_is_loaded_again_when_its_link_is_swapped() {
-    let mount = tempfile::tempdir().unwrap();
+async fn an_editor_that_moves_the_old_file_away_is_followed() {
+    let (directory, file) = directory();
+    let mut changes = watching(&file);
+    until(&mut changes, &["one"]).await;
+    for name in ["two", "three"] {
+        let backup = directory.path().join("a.yaml~");
+        fs::rename(&file, &backup).unwrap();
+        fs::write(&file, service(name)).unwrap();
+        fs::remove_file(&backup).unwrap();
+        until(&mut changes, &[name]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_mounted_config_map_is_followed() {
+    // As the kubelet writes it: a link to a link, of which the inner one is swapped.
+    let (directory, file) = directory();
+    let path = directory.path();
+    fs::remove_file(&file).unwrap();
     let version = |name: &str| {
-        let directory = mount.path().join(format!("..{name}"));
-        fs::create_dir(&directory).unwrap();
-        fs::write(directory.join("a.yaml"), service(name)).unwrap();
-        let link = mount.path().join("..data_tmp");
-        symlink(format!("..{name}"), &link).unwrap();
-        fs::rename(&link, mount.path().join("..data")).unwrap();
+        fs::create_dir(path.join(format!("..{name}"))).unwrap();
+        fs::write(path.join(format!("..{name}/a.yaml")), service(name)).unwrap();
+        symlink(format!("..{name}"), path.join("..data_tmp")).unwrap();
+        fs::rename(path.join("..data_tmp"), path.join("..data")).unwrap();
     };
     version("one");
-    symlink("..data/a.yaml", mount.path().join("a.yaml")).unwrap();
-    let mut of_file = watched(&[mount.path().join("a.yaml")]);
-    let mut of_directory = watched(&[mount.path().into()]);
-    for name in ["two", "three"] {
+    symlink("..data/a.yaml", &file).unwrap();
+    let mut by_directory = watching(path);
+    let mut by_file = watching(&file);
+    until(&mut by_directory, &["one"]).await;
+    until(&mut by_file, &["one"]).await;
+    for (before, name) in [("one", "two"), ("two", "three")] {
         version(name);
-        until(&mut of_file, gives(&[name])).await;
-        until(&mut of_directory, gives(&[name])).await;
+        fs::remove_dir_all(path.join(format!("..{before}"))).unwrap();
+        until(&mut by_directory, &[name]).await;
+        until(&mut by_file, &[name]).await;
     }
 }
 
 #[tokio::test]
-async fn files_that_come_to_a_directory_and_go_are_followed() {
-    let directory = directory_with(&[("a.yaml", &service("one"))]);
-    let mut loads = watched(&[directory.path().into()]);
+async fn files_that_come_and_go_in_a_directory_are_told() {
+    let (directory, file) = directory();
+    let mut changes = watching(directory.path());
+    until(&mut changes, &["one"]).await;
     fs::write(directory.path().join("b.yaml"), service("two")).unwrap();
-    until(&mut loads, gives(&["one", "two"])).await;
-    fs::remove_file(directory.path().join("a.yaml")).unwrap();
-    until(&mut loads, gives(&["two"])).await;
-}
-
-#[tokio::test]
-async fn a_broken_file_is_told_and_mended_it_is_loaded() {
-    let directory = directory_with(&[("a.yaml", &service("one"))]);
-    let file = directory.path().join("a.yaml");
-    let mut loads = watched(std::slice::from_ref(&file));
-    fs::write(&file, "apiVersion: v1\nkind: Service\n").unwrap();
-    until(&mut loads, |load| {
-        load.as_ref().is_err_and(|error| {
-            error
-                .to_string()
-                .contains("metadata.name of Service is missing")
-        })
-    })
-    .await;
+    until(&mut changes, &["one", "two"]).await;
     fs::remove_file(&file).unwrap();
-    until(&mut loads, |load| {
-        load.as_ref()
-            .is_err_and(|error| error.to_string().contains("cannot be read"))
-    })
-    .await;
-    fs::write(&file, service("two")).unwrap();
-    until(&mut loads, gives(&["two"])).await;
+    until(&mut changes, &["two"]).await;
 }
 
 #[tokio::test]
-async fn a_file_that_is_written_again_as_it_was_is_not_loaded_again() {
-    let directory = directory_with(&[("a.yaml", &service("one")), ("b.txt", "")]);
-    let file = directory.path().join("a.yaml");
-    let mut loads = watched(std::slice::from_ref(&file));
-    let new = directory.path().join("new");
-    fs::write(&new, service("one")).unwrap();
-    fs::rename(&new, &file).unwrap();
-    fs::write(directory.path().join("b.txt"), "not watched").unwrap();
-    fs::write(&new, service("two")).unwrap();
-    fs::rename(&new, &file).unwrap();
-    // The first load is that of the change.
-    let load = tokio::time::timeout(DEADLINE, loads.recv()).await.unwrap();
-    assert_eq!(keys(&load.unwrap().unwrap()), ["Service default/two"]);
+async fn a_directory_that_is_made_anew_is_followed() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("conf");
+    let make = |name: &str| {
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("a.yaml"), service(name)).unwrap();
+    };
+    make("one");
+    let mut changes = watching(&path);
+    until(&mut changes, &["one"]).await;
+    fs::remove_dir_all(&path).unwrap();
+    make("two");
+    until(&mut changes, &["two"]).await;
+    fs::write(path.join("a.yaml"), service("three")).unwrap();
+    until(&mut changes, &["three"]).await;
+}
+
+#[tokio::test]
+async fn a_link_to_a_directory_is_followed_where_it_leads_now() {
+    let parent = tempfile::tempdir().unwrap();
+    for name in ["one", "two"] {
+        fs::create_dir(parent.path().join(name)).unwrap();
+        fs::write(parent.path().join(name).join("a.yaml"), service(name)).unwrap();
+    }
+    let link = parent.path().join("current");
+    symlink("one", &link).unwrap();
+    let mut changes = watching(&link);
+    until(&mut changes, &["one"]).await;
+    symlink("two", parent.path().join("new")).unwrap();
+    fs::rename(parent.path().join("new"), &link).unwrap();
+    until(&mut changes, &["two"]).await;
+    fs::write(parent.path().join("two/a.yaml"), service("three")).unwrap();
+    until(&mut changes, &["three"]).await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_yet_is_an_error_until_it_comes() {
+    let (_directory, file) = directory();
+    fs::remove_file(&file).unwrap();
+    let mut changes = watching(&file);
+    let error = next(&mut changes).await.unwrap_err();
+    assert_eq!(error.problems[0].file, file);
+    fs::write(&file, service("one")).unwrap();
+    until(&mut changes, &["one"]).await;
+}
+
+#[tokio::test]
+async fn a_broken_file_is_told_with_its_line_and_then_mended() {
+    let (_directory, file) = directory();
+    let mut changes = watching(&file);
+    until(&mut changes, &["one"]).await;
+    fs::write(&file, format!("{}---\nkind: [\n", service("one"))).unwrap();
+    let error = next(&mut changes).await.unwrap_err();
+    let expected = format!("{}:6:", file.display());
+    assert!(error.to_string().starts_with(&expected), "{error}");
+    fs::write(&file, service("two")).unwrap();
+    until(&mut changes, &["two"]).await;
+}
+
+#[tokio::test]
+async fn writing_the_same_again_is_no_change() {
+    let (_directory, file) = directory();
+    let mut changes = watching(&file);
+    until(&mut changes, &["one"]).await;
+    fs::write(&file, service("one")).unwrap();
+    fs::write(&file, service("two")).unwrap();
+    assert_eq!(names(&next(&mut changes).await.unwrap()), ["two"]);
+}
+
+#[tokio::test]
+async fn a_generation_counts_the_changes_of_the_spec() {
+    let (_directory, file) = directory();
+    fs::write(&file, gateway(1)).unwrap();
+    assert_eq!(
+        port_and_generation(&load(std::slice::from_ref(&file)).unwrap()),
+        (1, Some(1))
+    );
+    let mut changes = watching(&file);
+    assert_eq!(
+        port_and_generation(&next(&mut changes).await.unwrap()),
+        (1, Some(1))
+    );
+    fs::write(&file, gateway(2)).unwrap();
+    assert_eq!(
+        port_and_generation(&next(&mut changes).await.unwrap()),
+        (2, Some(2))
+    );
+    fs::write(
+        &file,
+        gateway(2).replace("{name: gw}", "{name: gw, labels: {a: b}}"),
+    )
+    .unwrap();
+    assert_eq!(
+        port_and_generation(&next(&mut changes).await.unwrap()),
+        (2, Some(2))
+    );
+    fs::write(
+        &file,
+        gateway(3).replace("{name: gw}", "{name: gw, generation: 9}"),
+    )
+    .unwrap();
+    assert_eq!(
+        port_and_generation(&next(&mut changes).await.unwrap()),
+        (3, Some(9))
+    );
 }

@@ -50,8 +50,11 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let mut signals = Signals::register()?;
     tailnet::forward_logs()?;
     tailnet::set_memory(arguments.node.engine_memory, Some(arguments.node.engine_gc))?;
-    let changes = source::watch(arguments.files.clone())?;
-    let loaded = source::load(&arguments.files)?;
+    let mut changes = source::watch(arguments.files.clone())?;
+    let loaded = changes
+        .recv()
+        .await
+        .unwrap_or_else(|| Ok(Loaded::default()))?;
     let nodes = Nodes::new(&arguments.node)?;
     let admin = Admin::bind(arguments.admin_addr).await?;
     tracing::info!(address = %admin.address(), "admin pages");

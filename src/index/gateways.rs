@@ -113,7 +113,7 @@ fn parameters(objects: &Objects, class: &GatewayClass) -> Result<(), Finding> {
     if !reference.group.is_empty() || reference.kind != "Secret" {
         return invalid(format!(
             "parametersRef is a {}: a Secret can be one",
-            reference.kind
+            super::qualified(&reference.kind, &reference.group)
         ));
     }
     let Some(namespace) = &reference.namespace else {
@@ -237,7 +237,7 @@ fn give_names(candidates: &mut BTreeMap<ObjectName, Candidate<'_>>) {
             Entry::Vacant(entry) => drop(entry.insert(name)),
             Entry::Occupied(entry) => {
                 let message = format!(
-                    "the node name {} is taken by the older Gateway {}: set another Hostname in spec.addresses",
+                    "the node name {} is that of Gateway {}, which comes first by age, then name: set another Hostname in spec.addresses",
                     node.name,
                     entry.get()
                 );

@@ -275,7 +275,8 @@ fn supported_kinds(spec: &GatewayListeners, unresolved: &mut Vec<Finding>) -> Ve
                 c::INVALID_ROUTE_KINDS,
                 format!(
                     "{} cannot be attached to a {} listener: TCPRoute can",
-                    kind.kind, spec.protocol
+                    super::qualified(&kind.kind, group),
+                    spec.protocol
                 ),
             ));
         }

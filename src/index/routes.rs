@@ -170,7 +170,7 @@ fn attach_to(
         match attached.forwards.get(&listener.name) {
             Some(forward) if forward.route != *name => {
                 taken.push(format!(
-                    "listener {} serves the older TCPRoute {}",
+                    "listener {} serves TCPRoute {}",
                     listener.name, forward.route
                 ));
             }
@@ -187,7 +187,7 @@ fn attach_to(
     }
     Ok((!taken.is_empty()).then(|| {
         let message = format!(
-            "{}: this route takes no connections there",
+            "{}, which comes first by age, then name: this route takes no connections there",
             taken.join("; ")
         );
         Finding::new(c::OLDER_ROUTE, message)

@@ -121,7 +121,9 @@ impl Condition {
     pub fn is_refusal(&self) -> bool {
         match self.kind {
             c::ACCEPTED => !self.status,
-            c::PROGRAMMED => !self.status && self.reason != c::PENDING,
+            c::PROGRAMMED => {
+                !self.status && ![c::PENDING, c::ADDRESS_NOT_ASSIGNED].contains(&self.reason)
+            }
             c::CONFLICTED | c::ROUTE_CONFLICTED => self.status,
             _ => false,
         }

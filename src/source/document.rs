@@ -1,15 +1,20 @@
 //! One YAML document to one object.
 
+use super::{
+    fields::{Place, field_at, locate, unknown_fields},
+    rules::violations,
+};
 use crate::api::{GATEWAY_GROUP, Object};
 use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
 use std::{fmt, path::PathBuf};
 
 /// Something in a file that cannot be used, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub file: PathBuf,
-    /// Counted from 1; 0 when the whole file is meant.
-    pub line: usize,
+    /// `None` when the whole file is meant.
+    pub place: Option<Place>,
     pub message: String,
 }
 
@@ -21,15 +26,25 @@ pub(super) struct Document<'a> {
     pub(super) line: usize,
 }
 
-/// Why a document is no object.
+/// What a document holds.
 #[derive(Clone, Debug)]
-pub(super) enum Unusable {
-    /// It holds nothing but comments.
+pub(super) enum Content {
+    /// Nothing but comments.
     Empty,
-    /// A kind that tailway does not read.
+    /// An object of a kind that tailway does not read.
     Unknown(String),
-    /// Line of the document, from 1, and what is wrong.
-    Broken(usize, String),
+    Object {
+        object: Object,
+        /// Fields that no version of its kind has.
+        unknown_fields: Vec<Remark>,
+    },
+}
+
+/// Something to say of a place in a document.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Remark {
+    pub(super) place: Place,
+    pub(super) message: String,
 }
 
 #[derive(Deserialize)]
@@ -40,7 +55,7 @@ struct Header {
     metadata: Option<Metadata>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Metadata {
     name: Option<String>,
     namespace: Option<String>,
@@ -49,6 +64,7 @@ struct Metadata {
 /// Splits a file at its `---` lines (YAML 1.2 §9.1.2). A line that starts with `---` is a marker
 /// wherever it stands: block scalars cannot hold one in their first column.
 pub(super) fn split(text: &str) -> Vec<Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut documents = Vec::new();
     let (mut start, mut line) = (0, 1);
     let (mut offset, mut number) = (0, 1);
@@ -75,46 +91,79 @@ pub(super) fn split(text: &str) -> Vec<Document<'_>> {
 }
 
 impl Document<'_> {
-    /// Reads the object.
-    pub(super) fn object(&self) -> Result<Object, Unusable> {
-        if self.is_empty() {
-            return Err(Unusable::Empty);
-        }
-        let header: Header = parse(self.text)?;
-        let kind = header
-            .kind
-            .ok_or_else(|| Unusable::Broken(1, "kind is missing".into()))?;
-        let version = header
-            .api_version
-            .ok_or_else(|| Unusable::Broken(1, format!("apiVersion of {kind} is missing")))?;
-        let (group, version) = version.rsplit_once('/').unwrap_or(("", &version));
-        let name = header
-            .metadata
-            .as_ref()
-            .and_then(|metadata| metadata.name.clone());
-        let namespace = header.metadata.and_then(|metadata| metadata.namespace);
-        let called = match (&namespace, &name) {
-            (_, None) => {
-                return Err(Unusable::Broken(
-                    1,
-                    format!("metadata.name of {kind} is missing"),
-                ));
-            }
-            (Some(namespace), Some(name)) => format!("{kind} {namespace}/{name}"),
-            (None, Some(name)) => format!("{kind} {name}"),
-        };
-        self.typed(group, version, &kind)
-            .map_err(|unusable| match unusable {
-                Unusable::Broken(line, message) => {
-                    Unusable::Broken(line, format!("{called}: {message}"))
-                }
-                other => other,
-            })
+    /// Where its first word stands, in the file.
+    pub(super) fn place(&self) -> Place {
+        self.in_file(self.first_word())
     }
 
-    fn typed(&self, group: &str, version: &str, kind: &str) -> Result<Object, Unusable> {
+    fn first_word(&self) -> Place {
+        let before = self.text.lines().take_while(|line| is_blank(line)).count();
+        Place {
+            line: before + 1,
+            column: 1,
+        }
+    }
+
+    /// Reads the object.
+    ///
+    /// # Errors
+    /// All that is wrong with it; at least one remark, with its place in the file.
+    pub(super) fn content(&self) -> Result<Content, Vec<Remark>> {
+        self.read().map_err(|remarks| self.all_in_file(remarks))
+    }
+
+    fn read(&self) -> Result<Content, Vec<Remark>> {
+        if self.text.lines().all(is_blank) {
+            return Ok(Content::Empty);
+        }
+        let header: Header = parse(self.text).map_err(|remark| vec![remark])?;
+        let whole = |message: String| vec![self.remark("", message)];
+        let kind = header.kind.ok_or_else(|| whole("kind is missing".into()))?;
+        let version = header
+            .api_version
+            .ok_or_else(|| whole(format!("apiVersion of {kind} is missing")))?;
+        let metadata = header.metadata.unwrap_or_default();
+        let name = metadata
+            .name
+            .ok_or_else(|| whole(format!("metadata.name of {kind} is missing")))?;
+        let called = match metadata.namespace {
+            Some(namespace) => format!("{kind} {namespace}/{name}"),
+            None => format!("{kind} {name}"),
+        };
+        let called = |mut remark: Remark| {
+            remark.message = format!("{called}: {}", remark.message);
+            remark
+        };
+        let (group, version) = version.rsplit_once('/').unwrap_or(("", &version));
+        let object = self
+            .typed(group, version, &kind)
+            .map_err(|remark| vec![called(remark)])?;
+        let Some(object) = object else {
+            let group = if group.is_empty() { "core" } else { group };
+            return Ok(Content::Unknown(format!("{kind} of {group}/{version}")));
+        };
+        let broken: Vec<_> = violations(&object)
+            .into_iter()
+            .map(|violation| called(self.remark(&violation.path, violation.to_string())))
+            .collect();
+        if !broken.is_empty() {
+            return Err(broken);
+        }
+        let unknown_fields = unknown_fields(self.text, &object).into_iter().map(|path| {
+            let message = format!("there is no field {path}");
+            called(self.remark(&path, message))
+        });
+        let unknown_fields = self.all_in_file(unknown_fields.collect());
+        Ok(Content::Object {
+            object,
+            unknown_fields,
+        })
+    }
+
+    /// `None`: of no kind or version that tailway reads.
+    fn typed(&self, group: &str, version: &str, kind: &str) -> Result<Option<Object>, Remark> {
         let text = self.text;
-        Ok(match (group, kind, version) {
+        Ok(Some(match (group, kind, version) {
             (GATEWAY_GROUP, "GatewayClass", "v1" | "v1beta1") => Object::GatewayClass(parse(text)?),
             (GATEWAY_GROUP, "Gateway", "v1" | "v1beta1") => Object::Gateway(parse(text)?),
             (GATEWAY_GROUP, "TCPRoute", "v1" | "v1alpha2" | "v1alpha3") => {
@@ -127,57 +176,107 @@ impl Document<'_> {
             ("discovery.k8s.io", "EndpointSlice", "v1") => Object::EndpointSlice(parse(text)?),
             ("", "Secret", "v1") => Object::Secret(self.secret()?),
             ("", "Namespace", "v1") => Object::Namespace(parse(text)?),
-            _ => return Err(Unusable::Unknown(format!("{kind} of {group}/{version}"))),
-        })
+            _ => return Ok(None),
+        }))
     }
 
     /// A Secret, whose values may be left out (`client_id: # to be filled in`): an API server takes
     /// those for empty, the type does not.
-    fn secret<T: DeserializeOwned>(&self) -> Result<T, Unusable> {
+    fn secret<T: DeserializeOwned>(&self) -> Result<T, Remark> {
         let mut value: serde_json::Value = parse(self.text)?;
         for field in ["stringData", "data"] {
-            if let Some(values) = value
-                .get_mut(field)
-                .and_then(serde_json::Value::as_object_mut)
-            {
+            let values = value.get_mut(field).and_then(Value::as_object_mut);
+            if let Some(values) = values {
                 values.retain(|_, value| !value.is_null());
             }
         }
         // The message must not repeat a value: it may be a secret.
         serde_json::from_value(value).map_err(|_| {
-            Unusable::Broken(
-                1,
+            self.remark(
+                "",
                 "data must map names to base64, stringData to text".into(),
             )
         })
     }
 
-    fn is_empty(&self) -> bool {
-        self.text.lines().all(|line| {
-            let line = line.trim();
-            line.is_empty() || line.starts_with('#') || line == "..."
-        })
+    /// A remark on a field; on the document when the path is empty.
+    fn remark(&self, path: &str, message: String) -> Remark {
+        let place = if path.is_empty() {
+            None
+        } else {
+            locate(self.text, path)
+        };
+        Remark {
+            place: place.unwrap_or_else(|| self.first_word()),
+            message,
+        }
+    }
+
+    fn all_in_file(&self, mut remarks: Vec<Remark>) -> Vec<Remark> {
+        remarks.sort_by_key(|remark| remark.place);
+        for remark in &mut remarks {
+            remark.place = self.in_file(remark.place);
+        }
+        remarks
+    }
+
+    fn in_file(&self, place: Place) -> Place {
+        Place {
+            line: self.line + place.line - 1,
+            ..place
+        }
     }
 }
 
-fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Unusable> {
+/// Empty, a comment, a directive (YAML 1.2 §6.8) or the end of a document.
+fn is_blank(line: &str) -> bool {
+    let text = line.trim();
+    text.is_empty() || text.starts_with('#') || line.starts_with('%') || text == "..."
+}
+
+fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Remark> {
     serde_saphyr::from_str(text).map_err(|error| {
-        let line = error
-            .location()
-            .map_or(1, |location| usize::try_from(location.line()).unwrap_or(1));
-        let message = error.without_snippet().to_string();
-        Unusable::Broken(line.max(1), message)
+        let place = error.location().and_then(Place::of);
+        let message = plain(&error.without_snippet().to_string());
+        Remark {
+            message: match place.and_then(|place| field_at(text, place)) {
+                Some(field) => format!("{field}: {message}"),
+                None => message,
+            },
+            place: place.unwrap_or(Place::START),
+        }
     })
+}
+
+/// What the parser says, without the place, which it counts from the start of the document, and
+/// in words of people who write YAML.
+fn plain(message: &str) -> String {
+    let message = match message.rfind(" at line ") {
+        Some(at) => &message[..at],
+        None => message,
+    };
+    let words = [
+        (", set DuplicateKeyPolicy in Options if acceptable", ""),
+        ("mapping start", "a mapping"),
+        ("sequence start", "a list"),
+        ("invalid i32", "no whole number, or too large a one"),
+    ];
+    words
+        .iter()
+        .fold(message.to_owned(), |message, (theirs, ours)| {
+            message.replace(theirs, ours)
+        })
 }
 
 // === impl Problem ===
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.line {
-            0 => write!(f, "{}: {}", self.file.display(), self.message),
-            line => write!(f, "{}:{line}: {}", self.file.display(), self.message),
+        write!(f, "{}", self.file.display())?;
+        if let Some(Place { line, column }) = self.place {
+            write!(f, ":{line}:{column}")?;
         }
+        write!(f, ": {}", self.message)
     }
 }
 
@@ -204,41 +303,28 @@ mod tests {
         );
     }
 
-    fn broken(text: &str) -> (usize, String) {
-        match (Document { text, line: 1 }).object() {
-            Err(Unusable::Broken(line, message)) => (line, message),
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_the_object_and_its_line() {
-        let text = "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata:\n  name: a\nspec:\n  gatewayClassName: c\n  listeners:\n    - name: x\n      port: many\n      protocol: TCP\n";
-        let (line, message) = broken(text);
-        assert_eq!(line, 9, "{message}");
-        assert!(message.starts_with("Gateway a: "), "{message}");
-        assert_eq!(
-            broken("kind: Gateway\nmetadata: {name: a}\n").1,
-            "apiVersion of Gateway is missing"
-        );
-        assert_eq!(
-            broken("apiVersion: v1\nkind: Service\n").1,
-            "metadata.name of Service is missing"
-        );
-    }
-
     #[test]
     fn a_broken_secret_does_not_show_its_values() {
         let text =
             "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\ndata: {key: {hunter2: hunter2}}\n";
-        assert!(!broken(text).1.contains("hunter2"));
+        let remarks = (Document { text, line: 1 }).content().unwrap_err();
+        assert_eq!(remarks.len(), 1);
+        assert!(!remarks[0].message.contains("hunter2"), "{remarks:?}");
     }
 
     proptest! {
         #[test]
         fn no_text_makes_it_panic(text in "(?s).{0,400}") {
             for document in split(&text) {
-                let _ = document.object();
+                let _ = document.content();
+                document.place();
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            for document in split(&String::from_utf8_lossy(&bytes)) {
+                let _ = document.content();
             }
         }
 
@@ -253,7 +339,7 @@ mod tests {
                 _ => "gateway.networking.k8s.io/v1",
             };
             let text = format!("apiVersion: {group}\nkind: {kind}\nmetadata: {{name: a}}\nspec:\n{body}");
-            let _ = (Document { text: &text, line: 1 }).object();
+            let _ = (Document { text: &text, line: 1 }).content();
         }
     }
 }

@@ -1,6 +1,10 @@
 //! Files and directories to objects.
 
-use super::document::{Problem, Unusable, split};
+use super::{
+    document::{Content, Problem, split},
+    fields::Place,
+    generations::Generations,
+};
 use crate::{api::Object, index::Key};
 use std::{
     collections::BTreeMap,
@@ -23,11 +27,19 @@ pub struct LoadError {
 }
 
 /// Reads files, and the `.yaml`, `.yml` and `.json` files of directories, in the order of names.
+/// Objects without a `metadata.generation` get the first one, 1.
 ///
 /// # Errors
 /// When one cannot be read, has a document that cannot be used, or an object is there twice. All
 /// problems are told, not only the first.
 pub fn load(paths: &[PathBuf]) -> Result<Loaded, LoadError> {
+    let mut loaded = read(paths)?;
+    Generations::default().stamp(&mut loaded.objects);
+    Ok(loaded)
+}
+
+/// The same, with generations as the files have them.
+pub(super) fn read(paths: &[PathBuf]) -> Result<Loaded, LoadError> {
     let mut reader = Reader::default();
     for path in paths {
         reader.read(path);
@@ -50,54 +62,72 @@ struct Reader {
     warnings: Vec<Problem>,
     problems: Vec<Problem>,
     /// Where each object stands.
-    places: BTreeMap<Key, (PathBuf, usize)>,
+    places: BTreeMap<Key, (PathBuf, Place)>,
 }
 
 impl Reader {
     fn read(&mut self, path: &Path) {
         match files(path) {
             Ok(files) => files.iter().for_each(|file| self.read_file(file)),
-            Err(error) => self.problem(path, 0, format!("cannot be read: {error}")),
+            Err(error) => self.unreadable(path, &error),
         }
+    }
+
+    fn unreadable(&mut self, path: &Path, error: &io::Error) {
+        let message = format!("cannot be read: {error}");
+        self.problems.push(problem(path, None, message));
     }
 
     fn read_file(&mut self, file: &Path) {
         let text = match fs::read_to_string(file) {
             Ok(text) => text,
-            Err(error) => return self.problem(file, 0, format!("cannot be read: {error}")),
+            Err(error) => return self.unreadable(file, &error),
         };
         for document in split(&text) {
-            match document.object() {
-                Ok(object) => self.add(file, document.line, object),
-                Err(Unusable::Empty) => {}
-                Err(Unusable::Unknown(kind)) => self.warnings.push(Problem {
-                    file: file.into(),
-                    line: document.line,
-                    message: format!("{kind} is not read by tailway"),
-                }),
-                Err(Unusable::Broken(line, message)) => {
-                    self.problem(file, document.line + line - 1, message);
+            let place = document.place();
+            match document.content() {
+                Ok(Content::Empty) => {}
+                Ok(Content::Unknown(kind)) => {
+                    let message = format!("{kind} is not read by tailway");
+                    self.warnings.push(problem(file, Some(place), message));
+                }
+                Ok(Content::Object {
+                    object,
+                    unknown_fields,
+                }) => {
+                    let warnings = unknown_fields
+                        .into_iter()
+                        .map(|remark| problem(file, Some(remark.place), remark.message));
+                    self.warnings.extend(warnings);
+                    self.add(file, place, object);
+                }
+                Err(remarks) => {
+                    let problems = remarks
+                        .into_iter()
+                        .map(|remark| problem(file, Some(remark.place), remark.message));
+                    self.problems.extend(problems);
                 }
             }
         }
     }
 
-    fn add(&mut self, file: &Path, line: usize, object: Object) {
+    fn add(&mut self, file: &Path, place: Place, object: Object) {
         let key = Key::of(&object);
         if let Some((first, at)) = self.places.get(&key) {
-            let message = format!("{key} is also at {}:{at}", first.display());
-            return self.problem(file, line, message);
+            let message = format!("{key} is also at {}:{}", first.display(), at.line);
+            self.problems.push(problem(file, Some(place), message));
+            return;
         }
-        self.places.insert(key, (file.into(), line));
+        self.places.insert(key, (file.into(), place));
         self.objects.push(object);
     }
+}
 
-    fn problem(&mut self, file: &Path, line: usize, message: String) {
-        self.problems.push(Problem {
-            file: file.into(),
-            line,
-            message,
-        });
+fn problem(file: &Path, place: Option<Place>, message: String) -> Problem {
+    Problem {
+        file: file.into(),
+        place,
+        message,
     }
 }
 

@@ -1,9 +1,13 @@
 //! Where objects come from: YAML files.
 
 mod document;
+mod fields;
 mod files;
+mod generations;
+mod rules;
 mod watch;
 
 pub use document::Problem;
+pub use fields::Place;
 pub use files::{LoadError, Loaded, load};
 pub use watch::{WatchError, watch};

@@ -514,5 +514,5 @@ async fn check_exits_with_1_when_something_is_not_accepted() {
     std::fs::write(&file, "kind: [").unwrap();
     let (code, text) = ended(&["check", "-f", path]).await;
     assert_eq!(code, Some(1));
-    assert!(text.contains(&format!("error: {path}:1: ")), "{text}");
+    assert!(text.contains(&format!("error: {path}:1:")), "{text}");
 }
