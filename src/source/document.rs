@@ -116,7 +116,8 @@ impl Document<'_> {
         if self.text.lines().all(is_blank) {
             return Ok(Content::Empty);
         }
-        let header: Header = parse(self.text).map_err(|remark| vec![remark])?;
+        let value: Value = parse(self.text).map_err(|remark| vec![remark])?;
+        let header: Header = self.parse(&value).map_err(|remark| vec![remark])?;
         let whole = |message: String| vec![self.remark("", message)];
         let kind = header.kind.ok_or_else(|| whole("kind is missing".into()))?;
         let version = header
@@ -136,7 +137,7 @@ impl Document<'_> {
         };
         let (group, version) = version.rsplit_once('/').unwrap_or(("", &version));
         let object = self
-            .typed(group, version, &kind)
+            .typed(group, version, &kind, &value)
             .map_err(|remark| vec![called(remark)])?;
         let Some(object) = object else {
             let group = if group.is_empty() { "core" } else { group };
@@ -149,7 +150,7 @@ impl Document<'_> {
         if !broken.is_empty() {
             return Err(broken);
         }
-        let unknown_fields = unknown_fields(self.text, &object).into_iter().map(|path| {
+        let unknown_fields = unknown_fields(&value, &object).into_iter().map(|path| {
             let message = format!("there is no field {path}");
             called(self.remark(&path, message))
         });
@@ -161,29 +162,43 @@ impl Document<'_> {
     }
 
     /// `None`: of no kind or version that tailway reads.
-    fn typed(&self, group: &str, version: &str, kind: &str) -> Result<Option<Object>, Remark> {
-        let text = self.text;
+    fn typed(
+        &self,
+        group: &str,
+        version: &str,
+        kind: &str,
+        value: &Value,
+    ) -> Result<Option<Object>, Remark> {
         Ok(Some(match (group, kind, version) {
-            (GATEWAY_GROUP, "GatewayClass", "v1" | "v1beta1") => Object::GatewayClass(parse(text)?),
-            (GATEWAY_GROUP, "Gateway", "v1" | "v1beta1") => Object::Gateway(parse(text)?),
+            (GATEWAY_GROUP, "GatewayClass", "v1" | "v1beta1") => {
+                Object::GatewayClass(self.parse(value)?)
+            }
+            (GATEWAY_GROUP, "Gateway", "v1" | "v1beta1") => Object::Gateway(self.parse(value)?),
             (GATEWAY_GROUP, "TCPRoute", "v1" | "v1alpha2" | "v1alpha3") => {
-                Object::TcpRoute(parse(text)?)
+                Object::TcpRoute(self.parse(value)?)
             }
             (GATEWAY_GROUP, "ReferenceGrant", "v1" | "v1beta1" | "v1alpha2") => {
-                Object::ReferenceGrant(parse(text)?)
+                Object::ReferenceGrant(self.parse(value)?)
             }
-            ("", "Service", "v1") => Object::Service(parse(text)?),
-            ("discovery.k8s.io", "EndpointSlice", "v1") => Object::EndpointSlice(parse(text)?),
-            ("", "Secret", "v1") => Object::Secret(self.secret()?),
-            ("", "Namespace", "v1") => Object::Namespace(parse(text)?),
+            ("", "Service", "v1") => Object::Service(self.parse(value)?),
+            ("discovery.k8s.io", "EndpointSlice", "v1") => {
+                Object::EndpointSlice(self.parse(value)?)
+            }
+            ("", "Secret", "v1") => Object::Secret(self.secret(value.clone())?),
+            ("", "Namespace", "v1") => Object::Namespace(self.parse(value)?),
             _ => return Ok(None),
         }))
     }
 
+    /// The typed object of a value that the text was parsed to. Only where that fails is the text
+    /// parsed again, which takes longer but knows the place.
+    fn parse<T: DeserializeOwned>(&self, value: &Value) -> Result<T, Remark> {
+        T::deserialize(value).or_else(|_| parse(self.text))
+    }
+
     /// A Secret, whose values may be left out (`client_id: # to be filled in`): an API server takes
     /// those for empty, the type does not.
-    fn secret<T: DeserializeOwned>(&self) -> Result<T, Remark> {
-        let mut value: serde_json::Value = parse(self.text)?;
+    fn secret<T: DeserializeOwned>(&self, mut value: Value) -> Result<T, Remark> {
         for field in ["stringData", "data"] {
             let values = value.get_mut(field).and_then(Value::as_object_mut);
             if let Some(values) = values {

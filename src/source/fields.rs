@@ -84,7 +84,7 @@ fn join(path: &str, name: &str) -> String {
 
 /// Paths of the fields that were passed over when the object was read. Nobody means a field that
 /// has no effect: an API server warns of it too.
-pub(super) fn unknown_fields(text: &str, object: &Object) -> Vec<String> {
+pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
     let known = match object {
         Object::GatewayClass(o) => serde_json::to_value(o),
         Object::Gateway(o) => serde_json::to_value(o),
@@ -96,8 +96,8 @@ pub(super) fn unknown_fields(text: &str, object: &Object) -> Vec<String> {
         Object::Namespace(o) => serde_json::to_value(o),
     };
     let mut unknown = Vec::new();
-    if let (Ok(given), Ok(known)) = (serde_saphyr::from_str::<Value>(text), known) {
-        missing(&given, &known, "", &mut unknown);
+    if let Ok(known) = known {
+        missing(given, &known, "", &mut unknown);
     }
     unknown
 }
