@@ -17,11 +17,14 @@ use crate::{
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     },
     model::{
-        NodeName, NodeNameError, NodeReport, NodeSpec, ObjectName, Port, Programmed, Snapshot,
-        TcpListener, TlsListener, Unready,
+        Forward, HostnamePattern, NodeName, NodeNameError, NodeReport, NodeSpec, ObjectName, Port,
+        Programmed, Snapshot, TcpListener, TlsListener, Unready,
     },
 };
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, btree_map::Entry},
+};
 
 /// A Gateway of ours, before routes are looked at.
 pub(super) struct Candidate<'a> {
@@ -275,18 +278,28 @@ impl Candidate<'_> {
     }
 
     /// What is served: the listeners that are accepted.
-    fn snapshot(&self, mut attached: Attached) -> Option<Snapshot> {
+    fn snapshot(&self, attached: Attached) -> Option<Snapshot> {
         let node = self.node.as_ref().ok()?;
         if self.unaccepted().is_some() {
             return None;
         }
-        let mut ports: BTreeMap<u16, Port> = BTreeMap::new();
-        for listener in self
-            .listeners
-            .iter()
-            .filter(|listener| listener.is_accepted())
-        {
-            let route = attached.forwards.remove(&listener.name);
+        Some(Snapshot {
+            gateway: self.name.clone(),
+            generation: self.generation(),
+            node: NodeSpec {
+                name: node.name.clone(),
+            },
+            ports: self.ports(attached.forwards),
+            backends: attached.backends,
+        })
+    }
+
+    /// The accepted listeners by port, those of TLS with the most specific hostname first.
+    fn ports(&self, mut forwards: BTreeMap<String, Forward>) -> BTreeMap<u16, Port> {
+        let mut ports = BTreeMap::new();
+        let accepted = self.listeners.iter().filter(|l| l.is_accepted());
+        for listener in accepted {
+            let route = forwards.remove(&listener.name);
             let name = listener.name.clone();
             match &listener.protocol {
                 Some(Protocol::Tcp) => {
@@ -317,25 +330,14 @@ impl Candidate<'_> {
         }
         for port in ports.values_mut() {
             if let Port::Tls(listeners) = port {
-                listeners.sort_by_key(|listener| {
-                    std::cmp::Reverse(
-                        listener
-                            .hostname
-                            .as_ref()
-                            .map(|pattern| pattern.specificity()),
-                    )
-                });
+                let specificity = |listener: &TlsListener| {
+                    let hostname = listener.hostname.as_ref();
+                    Reverse(hostname.map(HostnamePattern::specificity))
+                };
+                listeners.sort_by_key(specificity);
             }
         }
-        Some(Snapshot {
-            gateway: self.name.clone(),
-            generation: self.generation(),
-            node: NodeSpec {
-                name: node.name.clone(),
-            },
-            ports,
-            backends: attached.backends,
-        })
+        ports
     }
 
     fn status(&self, attached: &Attached, report: Option<&NodeReport>) -> GatewayStatus {
@@ -442,8 +444,12 @@ impl Candidate<'_> {
             Some(finding) => Condition::negative(c::CONFLICTED, finding.clone(), generation),
             None => Condition::new(c::CONFLICTED, false, c::NO_CONFLICTS, "", generation),
         };
+        let accepted = match &listener.unaccepted {
+            Some(finding) => Condition::of(c::ACCEPTED, Some(finding.clone()), generation),
+            None => Condition::new(c::ACCEPTED, true, c::ACCEPTED, &listener.note, generation),
+        };
         let mut conditions = vec![
-            Condition::of(c::ACCEPTED, listener.unaccepted.clone(), generation),
+            accepted,
             Condition::of(
                 c::PROGRAMMED,
                 listener_unprogrammed(listener, unprogrammed),

@@ -14,7 +14,7 @@ use crate::{
             GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTls,
         },
     },
-    model::{Certificates, HostnamePattern, ObjectName},
+    model::{Certificate, Certificates, HostnamePattern, ObjectName},
 };
 use std::collections::BTreeMap;
 
@@ -27,6 +27,8 @@ pub(super) struct Listener {
     pub(super) supported_kinds: Vec<RouteKind>,
     /// Why it is not accepted.
     pub(super) unaccepted: Option<Finding>,
+    /// What is odd about it although it is accepted.
+    pub(super) note: String,
     /// Why it takes no connection although it is accepted.
     pub(super) unserved: Option<Finding>,
     /// Why not all that it refers to could be resolved.
@@ -104,6 +106,7 @@ impl Objects {
             protocol: None,
             supported_kinds: Vec::new(),
             unaccepted: None,
+            note: String::new(),
             unserved: None,
             unresolved: None,
             conflict: None,
@@ -130,8 +133,9 @@ impl Objects {
             let message = format!("port {} is no port: use 1 to 65535", spec.port);
             listener.unaccepted = Some(Finding::new(c::UNSUPPORTED_VALUE, message));
         }
-        if listener.is_accepted() {
-            listener.unserved = listener.protocol.as_ref().and_then(Protocol::unserved);
+        if let Some(protocol) = &listener.protocol {
+            listener.unserved = protocol.unserved();
+            listener.note = protocol.note().unwrap_or_default();
         }
         listener.unresolved = Finding::join(unresolved);
         listener
@@ -307,8 +311,8 @@ impl Listener {
 }
 
 impl Protocol {
-    /// A TLS listener takes no connection when no certificate can be for its hostname.
-    fn unserved(&self) -> Option<Finding> {
+    /// The hostname of a TLS listener, when no certificate is for it, and the Secrets' certificates.
+    fn uncovered(&self) -> Option<(&HostnamePattern, &[Certificate])> {
         let Self::Tls {
             hostname: Some(hostname),
             certificates,
@@ -317,14 +321,35 @@ impl Protocol {
         else {
             return None;
         };
-        let mut secrets = certificates.secrets.iter();
-        let covered = certificates.tailnet || secrets.any(|secret| covers(secret, Some(hostname)));
-        (!covered).then(|| {
-            Finding::new(
-                c::INVALID,
-                format!(
-                    "no certificate is for {hostname}: the tailnet's is for the name of the node only, so refer to a Secret with one"
-                ),
+        let secrets = &certificates.secrets;
+        let covered =
+            certificates.tailnet || secrets.iter().any(|secret| covers(secret, Some(hostname)));
+        (!covered).then_some((hostname, secrets))
+    }
+
+    /// A TLS listener takes no connection when it has no certificate at all.
+    fn unserved(&self) -> Option<Finding> {
+        let (hostname, secrets) = self.uncovered()?;
+        let message = format!(
+            "no certificate is for {hostname}: the tailnet's is for the name of the node only, so refer to a Secret with one"
+        );
+        secrets
+            .is_empty()
+            .then(|| Finding::new(c::INVALID, message))
+    }
+
+    /// A certificate for other names is served: some clients do not mind, but most do.
+    fn note(&self) -> Option<String> {
+        let (hostname, secrets) = self.uncovered()?;
+        let names: Vec<_> = secrets
+            .iter()
+            .flat_map(Certificate::names)
+            .map(String::as_str)
+            .collect();
+        (!secrets.is_empty()).then(|| {
+            format!(
+                "no certificate is for {hostname}: those of the Secrets are for {}",
+                names.join(", ")
             )
         })
     }
