@@ -13,6 +13,7 @@
 
 mod floors;
 mod golden;
+mod index;
 mod proxy;
 mod source;
 mod tailnet;
