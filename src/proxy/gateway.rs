@@ -278,19 +278,6 @@ fn unready(
     if let Some(error) = errors.first() {
         return Some((Unready::Invalid, error.to_string()));
     }
-    if let Some(listener) = tls_listeners(snapshot).find(|listener| serves_nothing(listener, name))
-    {
-        let hostname = listener
-            .hostname
-            .as_ref()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let message = format!(
-            "listener {} has no certificate for {hostname}: the tailnet's is for {name}; refer to a Secret, or leave the hostname out",
-            listener.name
-        );
-        return Some((Unready::Invalid, message));
-    }
     if wants_tailnet_certificate(snapshot, name) && certificate.expires.is_none() {
         return Some((Unready::Pending, waiting_for_certificate(name, certificate)));
     }
@@ -349,11 +336,6 @@ fn is_for(listener: &TlsListener, name: &str) -> bool {
         .hostname
         .as_ref()
         .is_none_or(|hostname| hostname.matches(name))
-}
-
-/// Whether no client can be served: the listener is for another name, without a Secret.
-fn serves_nothing(listener: &TlsListener, name: &str) -> bool {
-    listener.certificates.secrets.is_empty() && !is_for(listener, name)
 }
 
 /// Keeps the certificate of the node's name while a listener wants it.
@@ -486,6 +468,14 @@ mod tests {
     }
 
     #[test]
+    fn a_listener_for_another_name_waits_for_no_certificate_of_the_tailnet() {
+        let up = running("web.example.ts.net");
+        let pending = CertificateState::default();
+        let report = report_of(&snapshot(Some("other.example.com")), &up, &pending, &[]);
+        assert_eq!(report.programmed, Programmed::Generation(3));
+    }
+
+    #[test]
     fn what_keeps_it_from_being_programmed_is_said_with_the_fix() {
         let reason = |status: &Status, certificate: &CertificateState, hostname| {
             unready(&snapshot(hostname), status, certificate, &[]).unwrap()
@@ -522,12 +512,6 @@ mod tests {
                 ),
             ),
             (&up, &error, None, (Unready::Pending, "enable HTTPS")),
-            (
-                &up,
-                &issued(),
-                Some("other.example.com"),
-                (Unready::Invalid, "no certificate for other.example.com"),
-            ),
             (
                 &running("web-1.example.ts.net"),
                 &issued(),
