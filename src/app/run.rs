@@ -332,15 +332,13 @@ impl Runner {
     fn take(&mut self, event: Event) {
         match event {
             Event::Report(name, report) => {
+                if !matches!(self.gateways.get(&name), Some(Running::Up { .. })) {
+                    return;
+                }
+                self.index.report(name.clone(), report.clone());
+                let outcome = self.evaluate();
                 if let Some(Running::Up { told, .. }) = self.gateways.get_mut(&name) {
-                    tell(
-                        &name,
-                        &report,
-                        told,
-                        self.index.evaluate().snapshots.get(&name),
-                    );
-                    self.index.report(name, report);
-                    self.evaluate();
+                    tell(&name, &report, told, outcome.snapshots.get(&name));
                 }
             }
             Event::Ended(name) => {
