@@ -21,7 +21,7 @@ use tailway::{
     api::Object,
     check,
     index::{Index, Key, Outcome},
-    model::{NodeReport, ObjectName, Programmed, Unready},
+    model::{NodeReport, ObjectName, Programmed, TailnetReport, TailnetState, Unready},
     source,
 };
 
@@ -59,10 +59,22 @@ impl Report {
             },
             _ => panic!("a report has one of programmed, pending and notUsable"),
         };
+        let tailnet = match &programmed {
+            Programmed::Generation(_) => TailnetReport {
+                state: TailnetState::Ready,
+                message: String::new(),
+            },
+            Programmed::No { message, .. } => TailnetReport {
+                state: TailnetState::Joining,
+                message: message.clone(),
+            },
+        };
         NodeReport {
+            tailnet,
             dns_name: self.dns_name,
             addresses: self.addresses,
             programmed,
+            ..NodeReport::default()
         }
     }
 }

@@ -38,3 +38,21 @@ pub const INVALID_KIND: &str = "InvalidKind";
 /// specification lets both be accepted and names no condition for it.
 pub const ROUTE_CONFLICTED: &str = "tailway.michaelbeaumont.github.io/Conflicted";
 pub const OLDER_ROUTE: &str = "OlderRoute";
+
+/// Ours, of a Gateway: whether its node is up in the tailnet under the name asked for.
+pub const TAILNET_READY: &str = "TailnetReady";
+pub const TAILNET_UP: &str = "Ready";
+pub const TAILNET_JOINING: &str = "Joining";
+pub const TAILNET_LOGIN_NEEDED: &str = "LoginNeeded";
+pub const TAILNET_APPROVAL_NEEDED: &str = "ApprovalNeeded";
+pub const TAILNET_KEY_EXPIRED: &str = "KeyExpired";
+pub const TAILNET_NAME_TAKEN: &str = "NameTaken";
+pub const TAILNET_MAGIC_DNS_DISABLED: &str = "MagicDNSDisabled";
+pub const TAILNET_CONTROL_UNAVAILABLE: &str = "ControlUnavailable";
+
+/// Ours, of a Gateway that serves the tailnet's certificate: whether there is one.
+pub const CERTIFICATE_READY: &str = "CertificateReady";
+pub const CERTIFICATE_ISSUED: &str = "Issued";
+pub const CERTIFICATE_RATE_LIMITED: &str = "RateLimited";
+pub const CERTIFICATE_HTTPS_DISABLED: &str = "HTTPSDisabled";
+pub const CERTIFICATE_FAILED: &str = "Failed";

@@ -1,7 +1,7 @@
 //! GatewayClasses and Gateways: which are ours, their nodes, their Snapshots and statuses.
 
 use super::{
-    Outcome,
+    Outcome, Verdict,
     certificates::WantedNode,
     listeners::{Listener, Protocol},
     objects::{Kind, Objects, generation, precedence},
@@ -17,13 +17,15 @@ use crate::{
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     },
     model::{
-        Forward, HostnamePattern, NodeName, NodeNameError, NodeReport, NodeSpec, ObjectName, Port,
-        Programmed, Snapshot, TcpListener, TlsListener, Unready,
+        CertificateReport, Forward, HostnamePattern, Issuance, NodeName, NodeNameError, NodeReport,
+        NodeSpec, ObjectName, Port, Programmed, Snapshot, TailnetState, TcpListener, TlsListener,
+        Unready,
     },
 };
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
 };
 
 /// A Gateway of ours, before routes are looked at.
@@ -33,14 +35,21 @@ pub(super) struct Candidate<'a> {
     pub(super) listeners: Vec<Listener>,
     /// What is wrong with the parameters, of its class or its own.
     parameters: Result<(), Finding>,
+    /// Whether its node is there already. What keeps new nodes from being made, such as
+    /// credentials that were revoked, does not end this one.
+    has_node: bool,
     /// The node it is to be, or why it can be none.
     node: Result<WantedNode, Finding>,
 }
 
 /// Works out all Snapshots and statuses.
-pub(super) fn evaluate(objects: &Objects, reports: &BTreeMap<ObjectName, NodeReport>) -> Outcome {
-    let (classes, class_statuses) = classes(objects);
-    let mut candidates = candidates(objects, &classes);
+pub(super) fn evaluate(
+    objects: &Objects,
+    reports: &BTreeMap<ObjectName, NodeReport>,
+    verdicts: Option<&BTreeMap<String, Verdict>>,
+) -> Outcome {
+    let (classes, class_statuses) = classes(objects, verdicts);
+    let mut candidates = candidates(objects, &classes, reports);
     give_names(&mut candidates);
     let mut attachments = attach(objects, &candidates);
     let mut outcome = Outcome {
@@ -70,14 +79,20 @@ pub(super) fn evaluate(objects: &Objects, reports: &BTreeMap<ObjectName, NodeRep
 }
 
 /// The classes that are ours, with what is wrong with their parameters, and their statuses.
-fn classes(objects: &Objects) -> (BTreeMap<&str, Result<(), Finding>>, Vec<ClassStatus>) {
+fn classes<'a>(
+    objects: &'a Objects,
+    verdicts: Option<&BTreeMap<String, Verdict>>,
+) -> (BTreeMap<&'a str, Result<(), Finding>>, Vec<ClassStatus>) {
     let mut ours = BTreeMap::new();
     let mut statuses = Vec::new();
     for (name, class) in &objects.classes {
         if class.spec.controller_name != CONTROLLER {
             continue;
         }
-        let parameters = parameters(objects, class);
+        let parameters = match verdicts {
+            None => parameters(objects, class),
+            Some(verdicts) => judged(verdicts.get(&name.name)),
+        };
         statuses.push(ClassStatus {
             name: name.name.clone(),
             conditions: vec![Condition::of(
@@ -89,6 +104,15 @@ fn classes(objects: &Objects) -> (BTreeMap<&str, Result<(), Finding>>, Vec<Class
         ours.insert(name.name.as_str(), parameters);
     }
     (ours, statuses)
+}
+
+/// What a verdict means for a class.
+fn judged(verdict: Option<&Verdict>) -> Result<(), Finding> {
+    match verdict {
+        Some(Verdict::Accepted) => Ok(()),
+        Some(Verdict::Refused { reason, message }) => Err(Finding::new(reason, message.clone())),
+        None => Err(Finding::new(c::PENDING, "its parameters are being tried")),
+    }
 }
 
 /// Gateways whose class nobody has: it may become ours.
@@ -137,8 +161,9 @@ fn parameters(objects: &Objects, class: &GatewayClass) -> Result<(), Finding> {
 fn candidates<'a>(
     objects: &'a Objects,
     classes: &BTreeMap<&str, Result<(), Finding>>,
+    reports: &BTreeMap<ObjectName, NodeReport>,
 ) -> BTreeMap<ObjectName, Candidate<'a>> {
-    let candidate = |(name, gateway): (&'a ObjectName, &'a Gateway)| {
+    let candidate = |(name, gateway): (&'a ObjectName, &'a Arc<Gateway>)| {
         let class = gateway.spec.gateway_class_name.as_str();
         let parameters =
             class_parameters(class, classes.get(class)?).and_then(|()| own_parameters(gateway));
@@ -150,6 +175,7 @@ fn candidates<'a>(
             listeners,
             parameters,
             node,
+            has_node: reports.contains_key(name),
         };
         Some((name.clone(), candidate))
     };
@@ -226,7 +252,7 @@ fn wanted_node(name: &ObjectName, gateway: &Gateway) -> Result<WantedNode, Findi
 fn give_names(candidates: &mut BTreeMap<ObjectName, Candidate<'_>>) {
     let mut order: Vec<_> = candidates
         .iter()
-        .filter(|(_, candidate)| candidate.unaccepted().is_none())
+        .filter(|(_, candidate)| candidate.is_served())
         .map(|(name, candidate)| precedence(&candidate.gateway.metadata, name))
         .collect();
     order.sort();
@@ -259,9 +285,16 @@ impl Candidate<'_> {
 
     /// Why the Gateway is not accepted as a whole.
     fn unaccepted(&self) -> Option<Finding> {
-        if let Err(finding) = &self.parameters {
-            return Some(finding.clone());
-        }
+        let parameters = self.parameters.as_ref().err().cloned();
+        parameters.or_else(|| self.unservable())
+    }
+
+    fn is_served(&self) -> bool {
+        (self.has_node || self.parameters.is_ok()) && self.unservable().is_none()
+    }
+
+    /// Why it could not be served, whatever its parameters are.
+    fn unservable(&self) -> Option<Finding> {
         match &self.node {
             // Asked for rightly, but not to be had: that is for Programmed to tell.
             Err(finding) if finding.reason == c::ADDRESS_NOT_USABLE => {}
@@ -280,7 +313,7 @@ impl Candidate<'_> {
     /// What is served: the listeners that are accepted.
     fn snapshot(&self, attached: Attached) -> Option<Snapshot> {
         let node = self.node.as_ref().ok()?;
-        if self.unaccepted().is_some() {
+        if !self.is_served() {
             return None;
         }
         Some(Snapshot {
@@ -362,13 +395,19 @@ impl Candidate<'_> {
                 value: ip.to_string(),
             }));
         }
+        let mut conditions = vec![
+            self.accepted(unaccepted),
+            Condition::of(c::PROGRAMMED, programmed, self.generation()),
+        ];
+        conditions.extend(
+            report
+                .into_iter()
+                .flat_map(|report| node_conditions(report, self.generation())),
+        );
         GatewayStatus {
             name: self.name.clone(),
             addresses,
-            conditions: vec![
-                self.accepted(unaccepted),
-                Condition::of(c::PROGRAMMED, programmed, self.generation()),
-            ],
+            conditions,
             listeners,
         }
     }
@@ -474,6 +513,55 @@ impl Candidate<'_> {
             conditions,
         }
     }
+}
+
+/// What the node of a Gateway says of its tailnet and its certificate.
+fn node_conditions(report: &NodeReport, generation: i64) -> impl Iterator<Item = Condition> {
+    let tailnet = match report.tailnet.state {
+        TailnetState::Ready => None,
+        TailnetState::Joining => Some(c::TAILNET_JOINING),
+        TailnetState::LoginNeeded => Some(c::TAILNET_LOGIN_NEEDED),
+        TailnetState::ApprovalNeeded => Some(c::TAILNET_APPROVAL_NEEDED),
+        TailnetState::KeyExpired => Some(c::TAILNET_KEY_EXPIRED),
+        TailnetState::NameTaken => Some(c::TAILNET_NAME_TAKEN),
+        TailnetState::MagicDnsDisabled => Some(c::TAILNET_MAGIC_DNS_DISABLED),
+        TailnetState::ControlUnavailable => Some(c::TAILNET_CONTROL_UNAVAILABLE),
+    };
+    let tailnet = Condition::new(
+        c::TAILNET_READY,
+        tailnet.is_none(),
+        tailnet.unwrap_or(c::TAILNET_UP),
+        &report.tailnet.message,
+        generation,
+    );
+    let certificate = certificate_condition(&report.certificate, generation);
+    std::iter::once(tailnet).chain(certificate)
+}
+
+/// `True` while a certificate is served, whatever became of its renewal; the message says when it
+/// expires, and why it is not renewed.
+fn certificate_condition(report: &CertificateReport, generation: i64) -> Option<Condition> {
+    let reason = match report.issuance {
+        Issuance::NotNeeded => return None,
+        Issuance::Ready => c::CERTIFICATE_ISSUED,
+        Issuance::Pending => c::PENDING,
+        Issuance::RateLimited => c::CERTIFICATE_RATE_LIMITED,
+        Issuance::HttpsDisabled => c::CERTIFICATE_HTTPS_DISABLED,
+        Issuance::Failed => c::CERTIFICATE_FAILED,
+    };
+    let expires = report
+        .expires
+        .and_then(|expires| jiff::Timestamp::try_from(expires).ok())
+        .map(|expires| format!("it expires at {expires}"));
+    let problem = (!report.message.is_empty()).then(|| report.message.clone());
+    let message: Vec<_> = expires.into_iter().chain(problem).collect();
+    Some(Condition::new(
+        c::CERTIFICATE_READY,
+        report.expires.is_some(),
+        reason,
+        message.join("; "),
+        generation,
+    ))
 }
 
 /// Why a listener is not served.

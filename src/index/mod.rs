@@ -23,18 +23,41 @@ pub mod status;
 pub use objects::{Key, Kind};
 
 use crate::{
-    api::Object,
+    api::{
+        Object,
+        gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway, tcproutes::TcpRoute},
+    },
     model::{NodeReport, ObjectName, Snapshot},
 };
 use objects::Objects;
 use status::Statuses;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The objects known, and what follows from them.
 #[derive(Clone, Debug, Default)]
 pub struct Index {
     objects: Objects,
     reports: BTreeMap<ObjectName, NodeReport>,
+    verdicts: Option<BTreeMap<String, Verdict>>,
+}
+
+/// What became of the parameters of a GatewayClass when they were tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Accepted,
+    Refused {
+        /// Of the condition `Accepted`.
+        reason: &'static str,
+        message: String,
+    },
+}
+
+/// The objects that carry statuses of ours, as they were last applied.
+#[derive(Clone, Debug, Default)]
+pub struct Subjects {
+    pub classes: BTreeMap<ObjectName, Arc<GatewayClass>>,
+    pub gateways: BTreeMap<ObjectName, Arc<Gateway>>,
+    pub tcp_routes: BTreeMap<ObjectName, Arc<TcpRoute>>,
 }
 
 /// What follows from the objects.
@@ -46,6 +69,28 @@ pub struct Outcome {
 }
 
 impl Index {
+    /// An index that accepts a GatewayClass only by a [`Verdict`].
+    pub fn with_verdicts() -> Self {
+        Self {
+            verdicts: Some(BTreeMap::new()),
+            ..Self::default()
+        }
+    }
+
+    /// Takes what became of the parameters of a class.
+    pub fn judge(&mut self, class: String, verdict: Verdict) {
+        self.verdicts.get_or_insert_default().insert(class, verdict);
+    }
+
+    /// The objects that carry statuses of ours.
+    pub fn subjects(&self) -> Subjects {
+        Subjects {
+            classes: self.objects.classes.clone(),
+            gateways: self.objects.gateways.clone(),
+            tcp_routes: self.objects.tcp_routes.clone(),
+        }
+    }
+
     /// Adds an object, or replaces the one of its kind and name.
     pub fn apply(&mut self, object: Object) {
         self.objects.apply(object);
@@ -73,7 +118,7 @@ impl Index {
 
     /// Works out what follows from the objects and reports.
     pub fn evaluate(&self) -> Outcome {
-        gateways::evaluate(&self.objects, &self.reports)
+        gateways::evaluate(&self.objects, &self.reports, self.verdicts.as_ref())
     }
 }
 

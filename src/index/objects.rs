@@ -19,6 +19,7 @@ use k8s_openapi::{
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
     fmt,
+    sync::Arc,
 };
 
 /// Label of an EndpointSlice that names its Service.
@@ -47,9 +48,9 @@ pub struct Key {
 /// All objects, by kind and name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
-    pub(super) classes: BTreeMap<ObjectName, GatewayClass>,
-    pub(super) gateways: BTreeMap<ObjectName, Gateway>,
-    pub(super) tcp_routes: BTreeMap<ObjectName, TcpRoute>,
+    pub(super) classes: BTreeMap<ObjectName, Arc<GatewayClass>>,
+    pub(super) gateways: BTreeMap<ObjectName, Arc<Gateway>>,
+    pub(super) tcp_routes: BTreeMap<ObjectName, Arc<TcpRoute>>,
     pub(super) grants: BTreeMap<ObjectName, ReferenceGrant>,
     pub(super) services: BTreeMap<ObjectName, Service>,
     endpoint_slices: BTreeMap<ObjectName, EndpointSlice>,
@@ -137,9 +138,9 @@ impl Objects {
     pub(super) fn apply(&mut self, object: Object) {
         let name = Key::of(&object).name;
         match object {
-            Object::GatewayClass(o) => drop(self.classes.insert(name, *o)),
-            Object::Gateway(o) => drop(self.gateways.insert(name, *o)),
-            Object::TcpRoute(o) => drop(self.tcp_routes.insert(name, *o)),
+            Object::GatewayClass(o) => drop(self.classes.insert(name, Arc::from(o))),
+            Object::Gateway(o) => drop(self.gateways.insert(name, Arc::from(o))),
+            Object::TcpRoute(o) => drop(self.tcp_routes.insert(name, Arc::from(o))),
             Object::ReferenceGrant(o) => drop(self.grants.insert(name, *o)),
             Object::Service(o) => drop(self.services.insert(name, *o)),
             Object::EndpointSlice(o) => self.apply_slice(name, *o),

@@ -25,7 +25,9 @@ pub use hostname::{HostnameError, HostnamePattern};
 pub use identity::Identity;
 pub use listener::{Certificates, Port, TcpListener, TlsListener};
 pub use name::{NodeName, NodeNameError, ObjectName};
-pub use report::{NodeReport, Programmed, Unready};
+pub use report::{
+    CertificateReport, Issuance, NodeReport, Programmed, TailnetReport, TailnetState, Unready,
+};
 
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -44,6 +44,8 @@ pub struct CertificateState {
     pub expires: Option<SystemTime>,
     /// Why the last try failed; empty when it did not.
     pub error: String,
+    /// Until when the issuer asks to be left alone, when it does.
+    pub limited_until: Option<SystemTime>,
 }
 
 /// How often a certificate is looked at, and how long the issuer is left alone after the first,
@@ -108,7 +110,11 @@ impl TailnetCertificate {
                         .unwrap_or_else(|| jitter(schedule.retry(failures)));
                     failures += 1;
                     tracing::warn!(domain, %error, retry_in = ?wait, "no certificate");
-                    self.state.send_modify(|state| state.error = error.message);
+                    self.state.send_modify(|state| {
+                        state.limited_until =
+                            error.retry_after.map(|wait| SystemTime::now() + wait);
+                        state.error = error.message;
+                    });
                     wait
                 }
             };
@@ -152,7 +158,7 @@ impl TailnetCertificate {
         self.state.send_if_modified(|state| {
             let fresh = CertificateState {
                 expires,
-                error: String::new(),
+                ..CertificateState::default()
             };
             let changed = *state != fresh;
             *state = fresh;
@@ -275,7 +281,7 @@ mod tests {
             *store.watch().borrow(),
             CertificateState {
                 expires: Some(second.not_after()),
-                error: String::new()
+                ..CertificateState::default()
             }
         );
     }

@@ -6,7 +6,10 @@ use super::{
 use crate::{
     drain::Drain,
     metrics::Metrics,
-    model::{Certificate, NodeReport, Port, Programmed, Snapshot, TlsListener, Unready},
+    model::{
+        Certificate, CertificateReport, Issuance, NodeReport, Port, Programmed, Snapshot,
+        TailnetReport, TailnetState, TlsListener, Unready,
+    },
     tailnet::{self, Node, NodeConfig, Status},
 };
 use std::{
@@ -251,6 +254,9 @@ fn report_of(
     NodeReport {
         dns_name: status.dns_name.clone(),
         addresses: status.ips.clone(),
+        node_id: status.node_id.clone(),
+        tailnet: tailnet_report(snapshot, status),
+        certificate: certificate_report(snapshot, status, certificate),
         programmed: match unready {
             Some((reason, message)) => Programmed::No { reason, message },
             None => Programmed::Generation(snapshot.generation),
@@ -266,14 +272,9 @@ fn unready(
     errors: &[PortError],
 ) -> Option<(Unready, String)> {
     let name = &status.dns_name;
-    if status.key_expired {
-        let message = format!(
-            "the key of node {name} has expired: log in again, or disable key expiry for it in the admin console"
-        );
-        return Some((Unready::Pending, message));
-    }
+    let tailnet = tailnet_report(snapshot, status);
     if !status.is_running() {
-        return Some((Unready::Pending, waiting_for(status)));
+        return Some((Unready::Pending, tailnet.message));
     }
     if let Some(error) = errors.first() {
         return Some((Unready::Invalid, error.to_string()));
@@ -281,22 +282,98 @@ fn unready(
     if wants_tailnet_certificate(snapshot, name) && certificate.expires.is_none() {
         return Some((Unready::Pending, waiting_for_certificate(name, certificate)));
     }
-    if status.is_renamed() {
-        let message = format!(
-            "the tailnet named the node {name} because {} is taken; it serves that name: remove the other machine, or set another Hostname in spec.addresses",
-            snapshot.node.name
-        );
-        return Some((Unready::AddressNotUsable, message));
-    }
-    None
+    (tailnet.state == TailnetState::NameTaken)
+        .then_some((Unready::AddressNotUsable, tailnet.message))
 }
+
+/// How the node stands with its tailnet.
+fn tailnet_report(snapshot: &Snapshot, status: &Status) -> TailnetReport {
+    let name = &status.dns_name;
+    let (state, message) = if status.key_expired {
+        (
+            TailnetState::KeyExpired,
+            format!(
+                "the key of node {name} has expired: log in again, or disable key expiry for it in the admin console"
+            ),
+        )
+    } else if !status.is_running() {
+        (not_running(status), waiting_for(status))
+    } else if name.is_empty() {
+        (TailnetState::MagicDnsDisabled, NO_NAME.into())
+    } else if status.is_renamed() {
+        (
+            TailnetState::NameTaken,
+            format!(
+                "the tailnet named the node {name} because {} is taken; it serves that name: remove the other machine, or set another Hostname in spec.addresses",
+                snapshot.node.name
+            ),
+        )
+    } else {
+        (TailnetState::Ready, String::new())
+    };
+    TailnetReport { state, message }
+}
+
+fn not_running(status: &Status) -> TailnetState {
+    match status.state.as_str() {
+        "NeedsMachineAuth" => TailnetState::ApprovalNeeded,
+        // Also when a key was refused: it takes another one.
+        "NeedsLogin" => TailnetState::LoginNeeded,
+        _ if !status.control_error.is_empty() => TailnetState::ControlUnavailable,
+        _ => TailnetState::Joining,
+    }
+}
+
+/// How the node stands with the certificate of its name.
+fn certificate_report(
+    snapshot: &Snapshot,
+    status: &Status,
+    state: &CertificateState,
+) -> CertificateReport {
+    let name = &status.dns_name;
+    if !wants_tailnet_certificate(snapshot, name) {
+        return CertificateReport::default();
+    }
+    let issuance = if state.error.is_empty() {
+        match state.expires {
+            Some(_) => Issuance::Ready,
+            None => Issuance::Pending,
+        }
+    } else if state.limited_until.is_some() {
+        Issuance::RateLimited
+    } else if status.is_running() && status.cert_domains.is_empty() {
+        Issuance::HttpsDisabled
+    } else {
+        Issuance::Failed
+    };
+    CertificateReport {
+        issuance,
+        message: match issuance {
+            Issuance::Ready | Issuance::NotNeeded => String::new(),
+            _ => with_time(waiting_for_certificate(name, state), state.limited_until),
+        },
+        expires: state.expires,
+    }
+}
+
+fn with_time(message: String, until: Option<SystemTime>) -> String {
+    match until.and_then(|until| jiff::Timestamp::try_from(until).ok()) {
+        Some(until) => format!(
+            "{message}; the next try is at {}",
+            until.strftime("%Y-%m-%dT%H:%M:%SZ")
+        ),
+        None => message,
+    }
+}
+
+const NO_NAME: &str =
+    "the tailnet gave the node no name: enable MagicDNS in the DNS page of the admin console";
 
 fn waiting_for_certificate(name: &str, certificate: &CertificateState) -> String {
     if !certificate.error.is_empty() {
         certificate.error.clone()
     } else if name.is_empty() {
-        "the tailnet gave the node no name: enable MagicDNS in the DNS page of the admin console"
-            .into()
+        NO_NAME.into()
     } else {
         format!("waiting for the certificate of {name}")
     }
@@ -451,7 +528,7 @@ mod tests {
     fn issued() -> CertificateState {
         CertificateState {
             expires: Some(SystemTime::now()),
-            error: String::new(),
+            ..CertificateState::default()
         }
     }
 

@@ -1,5 +1,6 @@
-//! Where objects come from: YAML files.
+//! Where objects come from: YAML files, or a cluster.
 
+mod cluster;
 mod document;
 mod fields;
 mod files;
@@ -7,6 +8,7 @@ mod generations;
 mod rules;
 mod watch;
 
+pub use cluster::{Change, ClusterSettings, Watches, watch_cluster};
 pub use document::Problem;
 pub use fields::Place;
 pub use files::{LoadError, Loaded, load};
