@@ -1,6 +1,7 @@
 //! The objects that tailway reads: types of the Gateway API, and what is ours in them.
 
 pub mod conditions;
+pub mod tailnets;
 #[rustfmt::skip]
 #[allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
 pub mod gateway_api;

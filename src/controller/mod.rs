@@ -7,10 +7,17 @@
 //!   verdicts on credentials ───────┴──────────────────┴─→ Classes: credentials  ┘
 //! ```
 
+mod labels;
+mod names;
+mod owned;
 mod status;
+mod workload;
 mod world;
 mod writer;
 
+pub use names::workload_name;
+pub use owned::{Follower, Owned, REPORT};
 pub use status::{StatusWrite, plan};
+pub use workload::{AUDIENCE, AUTHORITY, Made, Site, WorkloadInput};
 pub use world::{Engine, Note, Values, World};
 pub use writer::{FIELD_MANAGER, Writer};
