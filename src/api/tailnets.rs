@@ -1,9 +1,6 @@
 //! `TailscaleTailnet`: a tailnet, the credentials for it, and how its Gateways' pods are made.
 
-use k8s_openapi::{
-    api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration},
-    apimachinery::pkg::apis::meta::v1::Condition,
-};
+use k8s_openapi::api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -19,12 +16,10 @@ use std::collections::BTreeMap;
     singular = "tailscaletailnet",
     shortname = "tailnet",
     category = "tailway",
-    status = "TailnetStatus",
     derive = "Default",
     derive = "PartialEq",
     printcolumn = r#"{"name":"Tailnet","type":"string","jsonPath":".spec.tailnet"}"#,
     printcolumn = r#"{"name":"Tags","type":"string","jsonPath":".spec.tags"}"#,
-    printcolumn = r#"{"name":"Accepted","type":"string","jsonPath":".status.conditions[?(@.type==\"Accepted\")].status"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -160,13 +155,6 @@ pub struct ProxySettings {
     /// Whether evictions are to wait for a person (a PodDisruptionBudget that allows none).
     #[serde(default)]
     pub disruption_budget: bool,
-}
-
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct TailnetStatus {
-    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
-    pub conditions: Vec<Condition>,
 }
 
 /// Where the chart mounts the token of workload identity federation.

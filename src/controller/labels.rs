@@ -12,5 +12,7 @@ pub(super) const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-na
 pub(super) const GATEWAY_NAME: &str = "tailway.michaelbeaumont.github.io/gateway-name";
 pub(super) const GATEWAY_NAMESPACE: &str = "tailway.michaelbeaumont.github.io/gateway-namespace";
 
-/// Annotation of a StatefulSet: IDs of all nodes that the Gateway has had, with commas.
+pub(super) const GATEWAY_CLASS: &str = "tailway.michaelbeaumont.github.io/gateway-class";
+
+/// Annotation of a StatefulSet and of a state Secret: IDs of all nodes that the Gateway has had, with commas.
 pub(super) const NODE_IDS: &str = "tailway.michaelbeaumont.github.io/node-ids";

@@ -7,14 +7,22 @@
 //!   verdicts on credentials ───────┴──────────────────┴─→ Classes: credentials  ┘
 //! ```
 
+mod classes;
+mod events;
+mod gateways;
 mod labels;
 mod names;
 mod owned;
+mod parameters;
+mod removal;
 mod status;
 mod workload;
 mod world;
 mod writer;
 
+pub use classes::{Classes, Clients};
+pub use events::{Events, Weight};
+pub use gateways::{FINALIZER, Gateways, GatewaysSettings};
 pub use names::workload_name;
 pub use owned::{Follower, Owned, REPORT};
 pub use status::{StatusWrite, plan};

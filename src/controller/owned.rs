@@ -70,6 +70,7 @@ pub struct PodState {
 pub struct StateSecret {
     pub name: String,
     pub report: Option<NodeReport>,
+    pub annotations: BTreeMap<String, String>,
 }
 
 enum Seen {
@@ -294,17 +295,31 @@ impl Workload {
     pub fn node_ids(&self) -> BTreeSet<String> {
         let report = self.secret.as_ref().and_then(|s| s.report.as_ref());
         let current = report.map(|report| report.node_id.clone());
-        let recorded = self
-            .stateful_set
-            .as_ref()
-            .and_then(|set| set.annotations.get(labels::NODE_IDS))
-            .into_iter()
-            .flat_map(|ids| ids.split(','));
-        recorded
-            .map(str::to_owned)
-            .chain(current)
-            .filter(|id| !id.is_empty())
-            .collect()
+        let current = current.filter(|id| !id.is_empty());
+        let [first, second] = self.recorded();
+        first.into_iter().chain(second).chain(current).collect()
+    }
+
+    /// The node IDs that the StatefulSet and the Secret have on record.
+    pub fn recorded(&self) -> [BTreeSet<String>; 2] {
+        self.annotations().map(|annotations| {
+            let ids = annotations.and_then(|annotations| annotations.get(labels::NODE_IDS));
+            let ids = ids.into_iter().flat_map(|ids| ids.split(','));
+            ids.filter(|id| !id.is_empty()).map(str::to_owned).collect()
+        })
+    }
+
+    /// Name of the GatewayClass that it was made for.
+    pub fn class(&self) -> Option<&String> {
+        let mut annotations = self.annotations().into_iter().flatten();
+        annotations.find_map(|annotations| annotations.get(labels::GATEWAY_CLASS))
+    }
+
+    fn annotations(&self) -> [Option<&BTreeMap<String, String>>; 2] {
+        [
+            self.stateful_set.as_ref().map(|set| &set.annotations),
+            self.secret.as_ref().map(|secret| &secret.annotations),
+        ]
     }
 
     fn says_why(&self) -> bool {
@@ -357,6 +372,7 @@ impl StateSecret {
         workload.secret = Some(Self {
             name: secret.name_any(),
             report,
+            annotations: secret.annotations().clone(),
         });
     }
 }

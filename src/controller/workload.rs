@@ -178,6 +178,7 @@ impl WorkloadInput {
         let ours = [
             (labels::GATEWAY_NAME, &self.gateway.name),
             (labels::GATEWAY_NAMESPACE, &self.gateway.namespace),
+            (labels::GATEWAY_CLASS, &self.class),
         ];
         all.extend(ours.map(|(key, value)| (key.to_owned(), value.clone())));
         all

@@ -158,7 +158,11 @@ impl Engine {
         let verdict = accepted.and_then(|condition| match condition.status.as_str() {
             "True" => Some(Verdict::Accepted),
             "False" if condition.reason != c::PENDING => Some(Verdict::Refused {
-                reason: c::INVALID_PARAMETERS,
+                reason: c::CLASS_REFUSALS
+                    .iter()
+                    .find(|reason| **reason == condition.reason)
+                    .copied()
+                    .unwrap_or(c::INVALID_PARAMETERS),
                 message: condition.message.clone(),
             }),
             _ => None,
