@@ -1,5 +1,9 @@
 //! What is counted, and how it is named. Labels are looked up once per connection.
 
+mod discovery;
+
+pub use discovery::PodMeter;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -72,6 +76,7 @@ struct Inner {
     certificate_expiry: Family<NameLabels, Gauge<f64, AtomicU64>>,
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
+    discovery: discovery::Families,
     live: Mutex<Live>,
 }
 
@@ -127,6 +132,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             node_running: Family::default(),
             node_peers: Family::default(),
+            discovery: discovery::Families::new(),
             live: Mutex::default(),
             registry: Registry::default(),
         };
@@ -194,6 +200,7 @@ impl Default for Metrics {
             "Peers with recent traffic, by how they are reached",
             inner.node_peers.clone(),
         );
+        inner.discovery.register(&mut registry);
         registry.register(
             "build",
             "Versions",
