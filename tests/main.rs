@@ -14,6 +14,7 @@
 mod floors;
 mod golden;
 mod index;
+mod manifests;
 mod proxy;
 mod source;
 mod tailnet;
