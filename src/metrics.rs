@@ -52,6 +52,12 @@ struct PathLabels {
     path: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiLabels {
+    operation: &'static str,
+    code: String,
+}
+
 /// All metrics of the process.
 #[derive(Clone)]
 pub struct Metrics {
@@ -72,6 +78,7 @@ struct Inner {
     certificate_expiry: Family<NameLabels, Gauge<f64, AtomicU64>>,
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
+    api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
 
@@ -127,6 +134,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             node_running: Family::default(),
             node_peers: Family::default(),
+            api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
         };
@@ -195,6 +203,11 @@ impl Default for Metrics {
             inner.node_peers.clone(),
         );
         registry.register(
+            "tailscale_api_requests",
+            "Requests to Tailscale's API, by operation and status code; none is no answer",
+            inner.api_requests.clone(),
+        );
+        registry.register(
             "build",
             "Versions",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
@@ -252,6 +265,13 @@ impl Metrics {
             .certificate_expiry
             .get_or_create(&labels)
             .set(expiry);
+    }
+
+    /// Counts a request to Tailscale's API with the status of its answer.
+    pub fn api_request(&self, operation: &'static str, status: Option<u16>) {
+        let code = status.map_or_else(|| "none".into(), |status| status.to_string());
+        let labels = ApiLabels { operation, code };
+        self.inner.api_requests.get_or_create(&labels).inc();
     }
 
     /// Whether a Gateway's node is up, and how many peers it reaches directly and by relay.

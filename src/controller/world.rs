@@ -95,7 +95,9 @@ impl Engine {
                 }
             }
             since.get_or_insert_with(Instant::now);
-            some_changes.drain(..).for_each(|change| self.change(change));
+            some_changes
+                .drain(..)
+                .for_each(|change| self.change(change));
             some_notes.drain(..).for_each(|note| self.note(note));
             if since.is_some_and(|since| since.elapsed() >= PATIENCE) && self.listed {
                 since = None;

@@ -245,11 +245,12 @@ impl StateStore for SecretStore {
     fn write(&self, key: &str, value: &[u8]) -> io::Result<()> {
         self.put(key, value)?;
         let key = legal(key);
-        let waiting = self.shared.flushed.wait_timeout_while(
-            self.state(),
-            PATIENCE,
-            |state: &mut State| state.dirty.contains(&key),
-        );
+        let waiting =
+            self.shared
+                .flushed
+                .wait_timeout_while(self.state(), PATIENCE, |state: &mut State| {
+                    state.dirty.contains(&key)
+                });
         drop(waiting);
         Ok(())
     }
