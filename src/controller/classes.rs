@@ -1,7 +1,7 @@
 //! Tries the credentials of each GatewayClass, and says what came of it.
 
 use super::{
-    parameters::{Parameters, parameters},
+    parameters::{Defaults, Parameters, parameters},
     world::{Note, World},
 };
 use crate::{
@@ -30,7 +30,7 @@ pub struct Clients {
 /// Tries credentials; for the lease holder.
 #[derive(Debug)]
 pub struct Classes {
-    system_namespace: String,
+    defaults: Defaults,
     clients: Arc<Clients>,
     notes: mpsc::Sender<Note>,
     trials: BTreeMap<String, Trial>,
@@ -83,9 +83,9 @@ impl Clients {
 // === impl Classes ===
 
 impl Classes {
-    pub fn new(system_namespace: String, clients: Arc<Clients>, notes: mpsc::Sender<Note>) -> Self {
+    pub fn new(defaults: Defaults, clients: Arc<Clients>, notes: mpsc::Sender<Note>) -> Self {
         Self {
-            system_namespace,
+            defaults,
             clients,
             notes,
             trials: BTreeMap::new(),
@@ -112,7 +112,7 @@ impl Classes {
         let mut gone = std::mem::take(&mut self.trials);
         for (name, class) in ours {
             let name = &name.name;
-            let parameters = parameters(class, world, &self.system_namespace);
+            let parameters = parameters(class, world, &self.defaults);
             let trial = match gone.remove(name) {
                 Some(trial) if trial.parameters == parameters => trial,
                 _ => self.start(name, parameters).await,

@@ -5,7 +5,7 @@ use super::{
     events::Events,
     labels,
     owned::{Owned, Workload},
-    parameters::{Parameters, parameters},
+    parameters::{Defaults, Parameters, parameters},
     removal::{Removal, Removed},
     workload::{Site, WorkloadInput, kinds},
     world::World,
@@ -44,6 +44,7 @@ pub const FINALIZER: &str = "tailway.michaelbeaumont.github.io/gateway";
 #[derive(Clone, Debug)]
 pub struct GatewaysSettings {
     pub site: Site,
+    pub defaults: Defaults,
     /// How long a Gateway that is being deleted waits for a Tailscale API that is away.
     pub removal_patience: Duration,
 }
@@ -292,7 +293,7 @@ fn step(
         return set.map(|set| Step::Stop(set.name.clone()));
     };
     // Without usable parameters nothing is made, and what is there stays as it is.
-    let parameters = parameters(class, world, &shared.settings.site.namespace).ok();
+    let parameters = parameters(class, world, &shared.settings.defaults).ok();
     if let Some(parameters) = &parameters {
         let input = shared.input(
             gateway,
@@ -409,7 +410,7 @@ impl Shared {
         let class = class.or_else(|| workload.class().cloned());
         let parameters = class.as_ref().and_then(|class| {
             let class = world.subjects.classes.get(&ObjectName::new("", class))?;
-            parameters(class, world, &self.settings.site.namespace).ok()
+            parameters(class, world, &self.settings.defaults).ok()
         });
         Step::Remove(Box::new(Removal {
             gateway: name.clone(),

@@ -32,6 +32,17 @@ pub struct Parameters {
     pub proxy: ProxySettings,
 }
 
+/// What parameters leave open.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Defaults {
+    /// Where credentials are.
+    pub namespace: String,
+    /// `None`: Tailscale's own.
+    pub api_url: Option<String>,
+    /// `None`: Tailscale's own.
+    pub control_url: Option<String>,
+}
+
 /// Where the credentials of a class come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CredentialSource {
@@ -54,8 +65,9 @@ const TAGS: &str = "tailway.michaelbeaumont.github.io/tags";
 pub(super) fn parameters(
     class: &GatewayClass,
     world: &World,
-    system_namespace: &str,
+    defaults: &Defaults,
 ) -> Result<Parameters, String> {
+    let system_namespace = &defaults.namespace;
     let reference = class.spec.parameters_ref.as_ref().ok_or_else(|| {
         format!(
             "parametersRef is missing: refer to a Secret in namespace {system_namespace} with an OAuth client's client_id and client_secret, or to a TailscaleTailnet"
@@ -75,6 +87,12 @@ pub(super) fn parameters(
         parameters.tags = tags.split(',').map(|tag| tag.trim().to_owned()).collect();
     }
     check_tags(&parameters.tags)?;
+    if parameters.api_url.is_none() {
+        parameters.api_url.clone_from(&defaults.api_url);
+    }
+    if parameters.control_url.is_none() {
+        parameters.control_url.clone_from(&defaults.control_url);
+    }
     Ok(parameters)
 }
 

@@ -10,6 +10,7 @@
 //!
 //! `unsafe` stays in [`ffi`]; that a connection is a file descriptor stays in [`connection`].
 
+pub mod api;
 mod connection;
 mod error;
 mod ffi;

@@ -53,6 +53,7 @@ func (t *Tailnet) adminHandler() http.Handler {
 	handle("POST /nodes/{name}/rename", t.adminRename)
 	handle("POST /nodes/{name}/capabilities", t.adminCapabilities)
 	handle("POST /auth-keys", t.adminAuthKey)
+	t.adminAPI(handle)
 	handle("POST /filter", t.adminFilter)
 	handle("GET /dns", func(*http.Request) (any, error) { return t.dns.state(), nil })
 	handle("POST /dns/hold", t.adminDNS(t.dns.hold))
@@ -244,16 +245,7 @@ func (t *Tailnet) adminRename(r *http.Request) (any, error) {
 		if other := t.nodes.byNameLocked(body.Name); other != nil && other != n {
 			return refuse(http.StatusConflict, "another node is named %q", body.Name)
 		}
-		for i := range t.nodes.grants {
-			granted := &t.nodes.grants[i]
-			if granted.Destination == n.name {
-				granted.Destination = body.Name
-			}
-			if granted.Source == n.name {
-				granted.Source = body.Name
-			}
-		}
-		t.nodes.setNameLocked(n, body.Name)
+		t.nodes.renameLocked(n, body.Name)
 		n.renamed = true
 		return nil
 	})

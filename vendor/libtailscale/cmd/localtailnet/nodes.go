@@ -221,6 +221,21 @@ func (r *registry) setNameLocked(n *node, name string) {
 	r.base.UpdateNode(base)
 }
 
+// renameLocked gives a node another name, under which its grants go on.
+func (r *registry) renameLocked(n *node, name string) {
+	for i := range r.grants {
+		granted := &r.grants[i]
+		if granted.Destination == n.name {
+			granted.Destination = name
+		}
+		if granted.Source == n.name {
+			granted.Source = name
+		}
+	}
+	r.setNameLocked(n, name)
+	r.changedLocked()
+}
+
 func (r *registry) byNameLocked(name string) *node {
 	for _, n := range r.nodes {
 		if !n.deleted && n.name == name {
