@@ -55,8 +55,32 @@ capabilities:
   value: {{ .Values.log.level | quote }}
 - name: TAILWAY_LOG_FORMAT
   value: {{ .Values.log.format | quote }}
-- name: TAILWAY_DELETION_TIMEOUT
-  value: {{ .Values.deletionTimeout | quote }}
+- name: TAILWAY_ADMIN_ADDR
+  value: 0.0.0.0:9090
+- name: TAILWAY_PROXY_IMAGE
+  value: {{ include "tailway.image" . | quote }}
+{{- with .Values.image.pullPolicy }}
+- name: TAILWAY_PROXY_IMAGE_PULL_POLICY
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.proxyEnv }}
+- name: TAILWAY_PROXY_ENV
+  value: {{ $pairs := list }}{{ range $name, $value := . }}{{ $pairs = append $pairs (printf "%s=%s" $name $value) }}{{ end }}{{ $pairs | join "," | quote }}
+{{- end }}
+{{- if not (has "*" .Values.secretNamespaces) }}
+- name: TAILWAY_SECRET_NAMESPACES
+  value: {{ .Values.secretNamespaces | default (list .Release.Namespace) | join "," | quote }}
+{{- end }}
+{{- with .Values.tailnets.apiURL }}
+- name: TAILWAY_API_URL
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.tailnets.controlURL }}
+- name: TS_CONTROL_URL
+  value: {{ . | quote }}
+{{- end }}
+- name: TAILWAY_REMOVAL_PATIENCE
+  value: {{ .Values.removalPatience | quote }}
 {{- with .Values.env }}
 {{ toYaml . }}
 {{- end }}
