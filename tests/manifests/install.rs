@@ -215,7 +215,11 @@ fn the_samples_for_a_cluster_are_accepted() {
         let loaded = source::load(&[sample(class), sample("nginx")]).unwrap();
         let warnings = loaded.warnings.iter();
         let warnings: Vec<_> = warnings.map(|warning| warning.message.as_str()).collect();
-        assert_eq!(warnings, ["Deployment of apps/v1 is not read by tailway"], "{class}");
+        assert_eq!(
+            warnings,
+            ["Deployment of apps/v1 is not read by tailway"],
+            "{class}"
+        );
         let mut index = Index::default();
         index.reset(loaded.objects);
         let problems = check::problems(&index.evaluate().statuses);
