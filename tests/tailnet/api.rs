@@ -370,8 +370,9 @@ async fn what_is_not_the_api_is_told_as_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_minted_key_lets_one_node_in_with_its_tag() {
+async fn a_minted_key_lets_one_node_in_with_its_tag_and_without_approval() {
     let tailnet = Tailnet::start().await;
+    tailnet.post("/approval", json!({"required": true})).await;
     let api = client(&tailnet);
     let minted = api.mint_key(&key_request("tag:web")).await.unwrap();
     let listed = api.keys().await.unwrap();

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"tailscale.com/ipn"
 	"tailscale.com/tsnet"
 )
 
@@ -373,6 +374,46 @@ func TestDevicesAreShownRenamedAndReallyGo(t *testing.T) {
 		status, err := peers.Status(testContext(t))
 		return err == nil && len(status.Peer) == 0
 	})
+}
+
+func TestOnlyPreauthorizedKeysSpareANodeItsApproval(t *testing.T) {
+	tailnet := startTailnet(t, Config{})
+	must(t, tailnet, "POST", "/approval", map[string]bool{"required": true}, nil)
+	token := tokenFor(t, tailnet, readyClient(tailnet))
+	spared := mint(t, tailnet, token, `"preauthorized":true,"tags":["tag:a"]`)
+	server, err := joinWith(t, tailnet, "spared", spared.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers := func() int {
+		status, err := localClient(t, server).Status(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(status.Peer)
+	}
+	waiting := newNode(t, tailnet, "waiting")
+	waiting.AuthKey = mint(t, tailnet, token, `"preauthorized":false,"tags":["tag:a"]`).Key
+	if err := waiting.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { waiting.Close() })
+	client := localClient(t, waiting)
+	eventually(t, "the node waits for approval", func() bool { return state(t, client) == ipn.NeedsMachineAuth.String() })
+	if peers() != 0 {
+		t.Error("a node that is not approved is seen")
+	}
+	var listed struct{ Devices []apiDevice }
+	askAPI(t, tailnet, token, "GET", "/api/v2/tailnet/-/devices?authorized=false", "").decode(t, &listed)
+	if len(listed.Devices) != 1 || listed.Devices[0].Hostname != "waiting" {
+		t.Fatalf("devices that wait: %+v", listed.Devices)
+	}
+	answer := askAPI(t, tailnet, token, "POST", "/api/v2/device/"+listed.Devices[0].NodeID+"/authorized", `{"authorized":true}`)
+	if answer.Status != 200 {
+		t.Fatalf("authorize: %d %s", answer.Status, answer.Body)
+	}
+	eventually(t, "the approved node runs", func() bool { return state(t, client) == ipn.Running.String() })
+	eventually(t, "the approved node is seen", func() bool { return peers() == 1 })
 }
 
 // signedToken is a JWT as a cluster would issue it.
