@@ -13,6 +13,7 @@ pub mod app;
 pub mod args;
 pub mod check;
 pub mod controller;
+pub mod discovery;
 pub mod drain;
 pub mod index;
 pub mod metrics;

@@ -1,5 +1,9 @@
 //! What is counted, and how it is named. Labels are looked up once per connection.
 
+mod discovery;
+
+pub use discovery::PodMeter;
+
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
@@ -78,6 +82,7 @@ struct Inner {
     certificate_expiry: Family<NameLabels, Gauge<f64, AtomicU64>>,
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
+    discovery: discovery::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -134,6 +139,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             node_running: Family::default(),
             node_peers: Family::default(),
+            discovery: discovery::Families::new(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -202,6 +208,7 @@ impl Default for Metrics {
             "Peers with recent traffic, by how they are reached",
             inner.node_peers.clone(),
         );
+        inner.discovery.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

@@ -10,7 +10,8 @@ use crate::{
     model::ObjectName,
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -23,6 +24,18 @@ pub struct StatusWrite {
     pub resource_version: String,
     /// Merge patch (RFC 7396) of `status`.
     pub status: Value,
+    pub news: Vec<News>,
+    /// The object, as events refer to it.
+    pub reference: ObjectReference,
+}
+
+/// A condition of a whole object that became another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    pub condition: &'static str,
+    pub status: bool,
+    pub reason: &'static str,
+    pub message: String,
 }
 
 /// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
@@ -57,9 +70,10 @@ pub fn plan(world: &World, now: Timestamp) -> Vec<StatusWrite> {
             writes.extend(write(
                 Kind::GatewayClass,
                 &name,
-                &class.metadata,
+                &**class,
                 &live,
                 desired,
+                &status.conditions,
             ));
         }
     }
@@ -70,9 +84,10 @@ pub fn plan(world: &World, now: Timestamp) -> Vec<StatusWrite> {
             writes.extend(write(
                 Kind::Gateway,
                 &status.name,
-                &gateway.metadata,
+                &**gateway,
                 &live,
                 desired,
+                &status.conditions,
             ));
         }
     }
@@ -82,18 +97,22 @@ pub fn plan(world: &World, now: Timestamp) -> Vec<StatusWrite> {
         let status = routes.next_if(|status| status.name == *name);
         let live = value(&route.status);
         let desired = route_status(status, &live, &now);
-        writes.extend(write(Kind::TcpRoute, name, &route.metadata, &live, desired));
+        writes.extend(write(Kind::TcpRoute, name, &**route, &live, desired, &[]));
     }
     writes
 }
 
-fn write(
+fn write<K>(
     kind: Kind,
     name: &ObjectName,
-    metadata: &ObjectMeta,
+    object: &K,
     live: &Value,
     desired: Map<String, Value>,
-) -> Option<StatusWrite> {
+    conditions: &[Condition],
+) -> Option<StatusWrite>
+where
+    K: Resource<DynamicType = ()>,
+{
     let is_there = |(key, desired): (&String, &Value)| match live.get(key) {
         Some(live) => live == desired,
         None => desired.as_array().is_some_and(Vec::is_empty),
@@ -104,9 +123,30 @@ fn write(
     Some(StatusWrite {
         kind,
         name: name.clone(),
-        resource_version: metadata.resource_version.clone().unwrap_or_default(),
+        resource_version: object.resource_version().unwrap_or_default(),
         status: Value::Object(desired),
+        news: news(&live["conditions"], conditions),
+        reference: object.object_ref(&()),
     })
+}
+
+/// What a person would want to know: that something works now, or why it does not. That it is on
+/// its way is none.
+fn news(live: &Value, conditions: &[Condition]) -> Vec<News> {
+    let is_news = |condition: &&Condition| {
+        let before = entry(live, |live| live["type"] == condition.kind);
+        let status = if condition.status { "True" } else { "False" };
+        condition.reason != c::PENDING
+            && condition.reason != c::TAILNET_JOINING
+            && (before["status"] != status || before["reason"] != condition.reason)
+    };
+    let news = |condition: &Condition| News {
+        condition: condition.kind,
+        status: condition.status,
+        reason: condition.reason,
+        message: condition.message.clone(),
+    };
+    conditions.iter().filter(is_news).map(news).collect()
 }
 
 fn class_status(conditions: &[Condition], live: &Value, now: &str) -> Map<String, Value> {

@@ -1,5 +1,6 @@
 //! What the controller knows, and what follows from it.
 
+use super::names::workload_name;
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::{Index, Key, Kind, Outcome, Subjects, Verdict},
@@ -24,6 +25,8 @@ pub struct World {
     pub subjects: Subjects,
     /// Secrets of the system namespace that may hold credentials.
     pub credentials: Arc<BTreeMap<ObjectName, Arc<Values>>>,
+    /// Gateways by the name of their workload.
+    pub workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Whether all objects have been listed: before that, what is missing may be there.
     pub listed: bool,
 }
@@ -44,6 +47,7 @@ pub struct Engine {
     system_namespace: String,
     credentials: BTreeMap<ObjectName, Arc<Values>>,
     credentials_shared: Arc<BTreeMap<ObjectName, Arc<Values>>>,
+    workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Classes whose parameters this replica has tried.
     judged: BTreeMap<String, Verdict>,
     listed: bool,
@@ -67,6 +71,7 @@ impl Engine {
             system_namespace,
             credentials: BTreeMap::new(),
             credentials_shared: Arc::default(),
+            workloads: Arc::default(),
             judged: BTreeMap::new(),
             listed: false,
         }
@@ -111,6 +116,7 @@ impl Engine {
             outcome: self.index.evaluate(),
             subjects: self.index.subjects(),
             credentials: Arc::clone(&self.credentials_shared),
+            workloads: Arc::clone(&self.workloads),
             listed: self.listed,
         }
     }
@@ -121,6 +127,13 @@ impl Engine {
                 match &object {
                     Object::Secret(secret) => self.keep_credentials(secret),
                     Object::GatewayClass(class) => self.recall(class),
+                    Object::Gateway(_) => {
+                        let Key { name, .. } = Key::of(&object);
+                        let workload = workload_name(&name);
+                        if !self.workloads.contains_key(&workload) {
+                            Arc::make_mut(&mut self.workloads).insert(workload, name);
+                        }
+                    }
                     _ => {}
                 }
                 self.index.apply(object);
@@ -158,7 +171,11 @@ impl Engine {
         let verdict = accepted.and_then(|condition| match condition.status.as_str() {
             "True" => Some(Verdict::Accepted),
             "False" if condition.reason != c::PENDING => Some(Verdict::Refused {
-                reason: c::INVALID_PARAMETERS,
+                reason: c::CLASS_REFUSALS
+                    .iter()
+                    .find(|reason| **reason == condition.reason)
+                    .copied()
+                    .unwrap_or(c::INVALID_PARAMETERS),
                 message: condition.message.clone(),
             }),
             _ => None,
@@ -189,6 +206,9 @@ impl Engine {
         match key.kind {
             Kind::Secret if self.credentials.remove(&key.name).is_some() => {
                 self.credentials_shared = Arc::new(self.credentials.clone());
+            }
+            Kind::Gateway => {
+                Arc::make_mut(&mut self.workloads).remove(&workload_name(&key.name));
             }
             Kind::GatewayClass => drop(self.judged.remove(&key.name.name)),
             _ => {}

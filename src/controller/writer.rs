@@ -1,6 +1,7 @@
 //! Writes statuses: only what changed, and no faster than an API server likes.
 
 use super::{
+    events::{Events, Weight},
     status::{StatusWrite, plan},
     world::World,
 };
@@ -36,6 +37,7 @@ pub const FIELD_MANAGER: &str = "tailway-controller";
 #[expect(missing_debug_implementations, reason = "kube's Client has none")]
 pub struct Writer {
     client: Client,
+    events: Events,
     resources: BTreeMap<Kind, ApiResource>,
     /// The version of each object that a write was made from: until its watch has told of the
     /// result, there is nothing to add.
@@ -45,9 +47,10 @@ pub struct Writer {
 // === impl Writer ===
 
 impl Writer {
-    pub fn new(client: Client) -> Self {
+    pub fn new(client: Client, events: Events) -> Self {
         Self {
             client,
+            events,
             resources: BTreeMap::new(),
             written: Mutex::default(),
         }
@@ -100,6 +103,28 @@ impl Writer {
             .await
     }
 
+    async fn tell(&self, write: &StatusWrite) {
+        for news in &write.news {
+            let weight = if news.status {
+                Weight::Normal
+            } else {
+                Weight::Warning
+            };
+            // The reason of a condition that is true is often only its name.
+            let reason = match news.status {
+                true => news.condition,
+                false => news.reason,
+            };
+            let note = match news.message.as_str() {
+                "" => format!("{} is true", news.condition),
+                message => message.to_owned(),
+            };
+            self.events
+                .tell_of(write.reference.clone(), weight, reason, note)
+                .await;
+        }
+    }
+
     fn is_written(&self, write: &StatusWrite) -> bool {
         let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.get(&(write.kind, write.name.clone())) == Some(&write.resource_version)
@@ -131,6 +156,7 @@ impl Writer {
             .await;
         match result {
             Ok(_) => {
+                self.tell(&write).await;
                 let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
                 written.insert((write.kind, write.name), write.resource_version);
                 true

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{
-        CONTROLLER, conditions as c,
+        CONTROLLER, TAILWAY_GROUP, conditions as c,
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     },
     model::{
@@ -137,9 +137,18 @@ fn parameters(objects: &Objects, class: &GatewayClass) -> Result<(), Finding> {
         return Ok(());
     };
     let invalid = |message: String| Err(Finding::new(c::INVALID_PARAMETERS, message));
+    if (reference.group.as_str(), reference.kind.as_str()) == (TAILWAY_GROUP, "TailscaleTailnet") {
+        let name = &reference.name;
+        return match objects.tailnets.get(&ObjectName::new("", name)) {
+            Some(_) => Ok(()),
+            None => invalid(format!(
+                "parametersRef: there is no TailscaleTailnet {name}"
+            )),
+        };
+    }
     if !reference.group.is_empty() || reference.kind != "Secret" {
         return invalid(format!(
-            "parametersRef is a {}: a Secret can be one",
+            "parametersRef is a {}: a Secret or a TailscaleTailnet can be one",
             super::qualified(&reference.kind, &reference.group)
         ));
     }

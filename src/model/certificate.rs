@@ -16,6 +16,7 @@ use std::{
 #[derive(Clone)]
 pub struct Certificate {
     key: Arc<CertifiedKey>,
+    private_key: Arc<PrivateKeyDer<'static>>,
     subject: Subject,
 }
 
@@ -53,14 +54,31 @@ impl Certificate {
         let chain = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| CertificateError::Chain(error.to_string()))?;
-        let leaf = chain
-            .first()
-            .ok_or_else(|| CertificateError::Chain("it holds no certificate".into()))?;
-        let subject = Subject::of(leaf)?;
+        let subject = Subject::of(&chain)?;
         let key = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| CertificateError::Key(error.to_string()))?;
-        let key =
-            any_supported_type(&key).map_err(|error| CertificateError::Key(error.to_string()))?;
+        Self::join(chain, subject, key)
+    }
+
+    /// Takes a chain, leaf first, and its key.
+    ///
+    /// # Errors
+    /// When either is unusable, or they do not belong together.
+    pub fn from_der(
+        chain: Vec<CertificateDer<'static>>,
+        private_key: PrivateKeyDer<'static>,
+    ) -> Result<Self, CertificateError> {
+        let subject = Subject::of(&chain)?;
+        Self::join(chain, subject, private_key)
+    }
+
+    fn join(
+        chain: Vec<CertificateDer<'static>>,
+        subject: Subject,
+        private_key: PrivateKeyDer<'static>,
+    ) -> Result<Self, CertificateError> {
+        let key = any_supported_type(&private_key)
+            .map_err(|error| CertificateError::Key(error.to_string()))?;
         let key = CertifiedKey::new(chain, key);
         match key.keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
@@ -68,6 +86,7 @@ impl Certificate {
         }
         Ok(Self {
             key: Arc::new(key),
+            private_key: Arc::new(private_key),
             subject,
         })
     }
@@ -75,6 +94,16 @@ impl Certificate {
     /// What rustls signs handshakes with.
     pub fn certified_key(&self) -> &Arc<CertifiedKey> {
         &self.key
+    }
+
+    /// The chain, leaf first.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
+    /// The private key itself, for the place that passes it on to the data plane.
+    pub fn private_key(&self) -> &PrivateKeyDer<'static> {
+        &self.private_key
     }
 
     /// DNS names of the leaf, lower case; `*.` stands for one label (RFC 6125 §6.4.3).
@@ -109,7 +138,10 @@ impl Certificate {
 }
 
 impl Subject {
-    fn of(leaf: &CertificateDer<'_>) -> Result<Self, CertificateError> {
+    fn of(chain: &[CertificateDer<'_>]) -> Result<Self, CertificateError> {
+        let leaf = chain
+            .first()
+            .ok_or_else(|| CertificateError::Chain("it holds no certificate".into()))?;
         let invalid = |error: String| CertificateError::X509(error);
         let (_, parsed) = x509_parser::parse_x509_certificate(leaf)
             .map_err(|error| invalid(error.to_string()))?;

@@ -1,7 +1,7 @@
 //! Objects of a Kubernetes cluster: each kind is watched at a version that the cluster serves.
 
 use crate::{
-    api::{GATEWAY_GROUP, Object},
+    api::{GATEWAY_GROUP, Object, TAILWAY_GROUP},
     index::{Key, Kind},
     model::ObjectName,
 };
@@ -108,6 +108,13 @@ const KINDS: &[Watched] = &[
         group: "",
         versions: &["v1"],
         plural: "namespaces",
+    },
+    Watched {
+        kind: Kind::Tailnet,
+        name: "TailscaleTailnet",
+        group: TAILWAY_GROUP,
+        versions: &["v1alpha1"],
+        plural: "tailscaletailnets",
     },
 ];
 
@@ -392,6 +399,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
             .map(Object::Secret)
             .map_err(|_| "its data is not as a Secret's".into()),
         Kind::Namespace => parse(value).map(Object::Namespace),
+        Kind::Tailnet => parse(value).map(Object::Tailnet),
     }
 }
 
