@@ -278,15 +278,11 @@ impl Workload {
         self.stateful_set.as_ref()?;
         let report = self.secret.as_ref().and_then(|s| s.report.clone());
         let mut report = report.unwrap_or_default();
-        if let Some(problem) = self.problem() {
-            report.programmed = Programmed::No {
-                reason: Unready::Pending,
-                message: match &report.programmed {
-                    // The pod itself knows better than Kubernetes why it is not ready.
-                    Programmed::No { message, .. } if self.says_why() => message.clone(),
-                    _ => problem,
-                },
-            };
+        // The pod itself knows better than Kubernetes why it is not ready.
+        let says_why = matches!(report.programmed, Programmed::No { .. }) && self.says_why();
+        if let Some(message) = self.problem().filter(|_| !says_why) {
+            let reason = Unready::Pending;
+            report.programmed = Programmed::No { reason, message };
         }
         Some(report)
     }

@@ -198,7 +198,8 @@ impl WorkloadInput {
             "replicas": self.proxy.replicas.unwrap_or(1),
             "serviceName": name,
             "selector": { "matchLabels": selector(name) },
-            "podManagementPolicy": "OrderedReady",
+            // In order would never replace a pod that does not get ready.
+            "podManagementPolicy": "Parallel",
             "updateStrategy": { "type": "RollingUpdate" },
             "template": {
                 "metadata": {
@@ -281,6 +282,7 @@ impl WorkloadInput {
             "terminationMessagePolicy": "FallbackToLogsOnError",
             "volumeMounts": [
                 { "name": "state", "mountPath": "/var/lib/tailway" },
+                { "name": "scratch", "mountPath": "/tmp" },
                 { "name": "discovery", "mountPath": "/var/run/tailway/discovery", "readOnly": true },
                 { "name": "identity", "mountPath": "/var/run/secrets/tailway", "readOnly": true },
                 {
@@ -403,8 +405,9 @@ fn volumes() -> Value {
         "items": [{ "path": "namespace", "fieldRef": { "fieldPath": "metadata.namespace" } }],
     }});
     json!([
-        // In memory: it holds private keys.
+        // In memory: they hold private keys.
         { "name": "state", "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } },
+        { "name": "scratch", "emptyDir": { "medium": "Memory", "sizeLimit": "16Mi" } },
         { "name": "discovery", "configMap": { "name": AUTHORITY, "optional": true } },
         { "name": "identity", "projected": { "sources": [token("token", Some(AUDIENCE))] } },
         { "name": "kubernetes", "projected": { "sources": [token("token", None), root, namespace] } },

@@ -540,11 +540,23 @@ fn node_conditions(report: &NodeReport, generation: i64) -> impl Iterator<Item =
         c::TAILNET_READY,
         tailnet.is_none(),
         tailnet.unwrap_or(c::TAILNET_UP),
-        &report.tailnet.message,
+        tailnet_message(report),
         generation,
     );
     let certificate = certificate_condition(&report.certificate, generation);
     std::iter::once(tailnet).chain(certificate)
+}
+
+fn tailnet_message(report: &NodeReport) -> &str {
+    match (&report.tailnet.state, &report.programmed) {
+        // Nothing has been heard of the node itself.
+        (TailnetState::Joining, Programmed::No { message, .. })
+            if report.tailnet.message.is_empty() =>
+        {
+            message
+        }
+        _ => &report.tailnet.message,
+    }
 }
 
 /// `True` while a certificate is served, whatever became of its renewal; the message says when it

@@ -171,11 +171,8 @@ impl ApiClient {
                 Ok(token.scopes().to_vec())
             })
             .await?;
-        // A server of one's own may not tell the scopes; then the reads alone decide.
-        if !granted.is_empty() && !WIDE_SCOPES.iter().any(|wide| has(&granted, wide)) {
-            if let Some(scope) = SCOPES.into_iter().find(|scope| !has(&granted, scope)) {
-                return Err(ApiError::MissingScope { scope });
-            }
+        if let Some(scope) = missing_scope(&granted) {
+            return Err(ApiError::MissingScope { scope });
         }
         // No device has this id, so that the answer is small in a tailnet of any size.
         let path = self.tailnet_path("devices?fields=default&nodeId=none");
@@ -377,8 +374,14 @@ impl fmt::Debug for ApiClient {
     }
 }
 
-fn has(scopes: &[String], wanted: &str) -> bool {
-    scopes.iter().any(|scope| scope == wanted)
+/// The first scope that is needed and not granted. A server of one's own may tell none; then the
+/// reads alone decide.
+fn missing_scope(granted: &[String]) -> Option<&'static str> {
+    let has = |wanted: &&str| granted.iter().any(|scope| scope == wanted);
+    if granted.is_empty() || WIDE_SCOPES.iter().any(has) {
+        return None;
+    }
+    SCOPES.into_iter().find(|scope| !has(scope))
 }
 
 #[derive(Deserialize)]

@@ -64,6 +64,7 @@ func newAPI(registry *registry) *api {
 	a.handle("GET /api/v2/tailnet/{tailnet}/devices", "devices:core:read", a.listDevices)
 	a.handle("GET /api/v2/device/{id}", "devices:core:read", a.readDevice)
 	a.handle("DELETE /api/v2/device/{id}", "devices:core", a.deleteDevice)
+	a.handle("POST /api/v2/device/{id}/authorized", "devices:core", a.authorizeDevice)
 	a.handle("POST /api/v2/device/{id}/name", "devices:core", a.renameDevice)
 	a.mux.HandleFunc("/", a.open(func(*http.Request) (any, error) {
 		return nil, apiRefuse(http.StatusNotFound, "404 page not found")

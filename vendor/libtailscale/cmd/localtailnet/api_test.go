@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"tailscale.com/ipn"
 	"tailscale.com/tsnet"
 )
 
@@ -375,6 +376,46 @@ func TestDevicesAreShownRenamedAndReallyGo(t *testing.T) {
 	})
 }
 
+func TestOnlyPreauthorizedKeysSpareANodeItsApproval(t *testing.T) {
+	tailnet := startTailnet(t, Config{})
+	must(t, tailnet, "POST", "/approval", map[string]bool{"required": true}, nil)
+	token := tokenFor(t, tailnet, readyClient(tailnet))
+	spared := mint(t, tailnet, token, `"preauthorized":true,"tags":["tag:a"]`)
+	server, err := joinWith(t, tailnet, "spared", spared.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	peers := func() int {
+		status, err := localClient(t, server).Status(testContext(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(status.Peer)
+	}
+	waiting := newNode(t, tailnet, "waiting")
+	waiting.AuthKey = mint(t, tailnet, token, `"preauthorized":false,"tags":["tag:a"]`).Key
+	if err := waiting.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { waiting.Close() })
+	client := localClient(t, waiting)
+	eventually(t, "the node waits for approval", func() bool { return state(t, client) == ipn.NeedsMachineAuth.String() })
+	if peers() != 0 {
+		t.Error("a node that is not approved is seen")
+	}
+	var listed struct{ Devices []apiDevice }
+	askAPI(t, tailnet, token, "GET", "/api/v2/tailnet/-/devices?authorized=false", "").decode(t, &listed)
+	if len(listed.Devices) != 1 || listed.Devices[0].Hostname != "waiting" {
+		t.Fatalf("devices that wait: %+v", listed.Devices)
+	}
+	answer := askAPI(t, tailnet, token, "POST", "/api/v2/device/"+listed.Devices[0].NodeID+"/authorized", `{"authorized":true}`)
+	if answer.Status != 200 {
+		t.Fatalf("authorize: %d %s", answer.Status, answer.Body)
+	}
+	eventually(t, "the approved node runs", func() bool { return state(t, client) == ipn.Running.String() })
+	eventually(t, "the approved node is seen", func() bool { return peers() == 1 })
+}
+
 // signedToken is a JWT as a cluster would issue it.
 func signedToken(t *testing.T, private *ecdsa.PrivateKey, claims map[string]any) string {
 	t.Helper()
@@ -454,133 +495,6 @@ func TestAWorkloadGetsATokenForItsIdentity(t *testing.T) {
 	} {
 		if answer.Status != 401 {
 			t.Errorf("%s: %d %s", name, answer.Status, answer.Body)
-		}
-	}
-}
-
-func TestFailuresAreMadeOnceOrUntilTheyAreLifted(t *testing.T) {
-	tailnet := startTailnet(t, Config{})
-	token := tokenFor(t, tailnet, readyClient(tailnet))
-	devices := func() apiAnswer { return askAPI(t, tailnet, token, "GET", "/api/v2/tailnet/-/devices", "") }
-	must(t, tailnet, "DELETE", "/api/calls", nil, nil)
-
-	must(t, tailnet, "POST", "/api/failures", map[string]any{
-		"method": "GET", "path": "/api/v2/tailnet/*/devices", "status": 429, "retry_after": "7", "body": `{"message":"slow down"}`, "count": 1,
-	}, nil)
-	if answer := askAPI(t, tailnet, token, "GET", "/api/v2/tailnet/-/keys", ""); answer.Status != 200 {
-		t.Errorf("another path: %d %s", answer.Status, answer.Body)
-	}
-	if answer := devices(); answer.Status != 429 || answer.Header.Get("Retry-After") != "7" || answer.Body != `{"message":"slow down"}` {
-		t.Errorf("the failure: %+v", answer)
-	}
-	if answer := devices(); answer.Status != 200 {
-		t.Errorf("after one failure: %+v", answer)
-	}
-
-	var fault apiFault
-	must(t, tailnet, "POST", "/api/failures", map[string]any{"status": 503}, &fault)
-	for range 2 {
-		if answer := devices(); answer.Status != 503 || answer.Body != `{"message":"service unavailable"}` {
-			t.Errorf("until it is lifted: %+v", answer)
-		}
-	}
-	must(t, tailnet, "DELETE", fmt.Sprintf("/api/failures/%d", fault.ID), nil, nil)
-	if answer := devices(); answer.Status != 200 {
-		t.Errorf("after it is lifted: %+v", answer)
-	}
-
-	get := func() error {
-		request, err := http.NewRequestWithContext(testContext(t), "GET", tailnet.Ready().APIURL+"/api/v2/device/none", nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		response, err := (&http.Transport{DisableKeepAlives: true}).RoundTrip(request)
-		if err == nil {
-			response.Body.Close()
-		}
-		return err
-	}
-	must(t, tailnet, "POST", "/api/failures", map[string]any{"close": true, "count": 1}, nil)
-	if err := get(); err == nil {
-		t.Error("a call whose connection is closed was answered")
-	}
-	must(t, tailnet, "POST", "/api/failures", map[string]any{"hang": true}, nil)
-	hung := make(chan error, 1)
-	go func() { hung <- get() }()
-	called := func() []apiCall {
-		var calls []apiCall
-		must(t, tailnet, "GET", "/api/calls", nil, &calls)
-		return calls
-	}
-	eventually(t, "the call that hangs is known", func() bool { return len(called()) == 7 })
-	select {
-	case err := <-hung:
-		t.Errorf("it did not hang: %v", err)
-	default:
-	}
-	must(t, tailnet, "DELETE", "/api/failures", nil, nil)
-	if err := <-hung; err == nil {
-		t.Error("the call that hung was answered")
-	}
-	must(t, tailnet, "POST", "/api/stop", nil, nil)
-	if err := get(); err == nil {
-		t.Error("the API answers while it is stopped")
-	}
-	must(t, tailnet, "POST", "/api/start", nil, nil)
-	if err := get(); err != nil {
-		t.Errorf("after the start: %v", err)
-	}
-
-	var got []string
-	for _, call := range called() {
-		client := "nobody"
-		if call.Client == readyClient(tailnet).ID {
-			client = "ready"
-		}
-		got = append(got, fmt.Sprintf("%s %s %s %d", call.Method, call.Path, client, call.Status))
-	}
-	want := []string{
-		"GET /api/v2/tailnet/-/keys ready 200",
-		"GET /api/v2/tailnet/-/devices ready 429",
-		"GET /api/v2/tailnet/-/devices ready 200",
-		"GET /api/v2/tailnet/-/devices ready 503",
-		"GET /api/v2/tailnet/-/devices ready 503",
-		"GET /api/v2/tailnet/-/devices ready 200",
-		"GET /api/v2/device/none nobody 0",
-		"GET /api/v2/device/none nobody 0",
-		"GET /api/v2/device/none nobody 401",
-	}
-	if !slices.Equal(got, want) {
-		t.Errorf("calls:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-	}
-	if recorded := fmt.Sprint(called()); strings.Contains(recorded, token) || strings.Contains(recorded, "tskey-") {
-		t.Errorf("a secret in the calls: %s", recorded)
-	}
-}
-
-func TestTheAdminOfTheAPIRefusesWhatItCannotDo(t *testing.T) {
-	tailnet := startTailnet(t, Config{})
-	for _, wrong := range []struct {
-		method, path string
-		body         map[string]any
-		status       int
-	}{
-		{"POST", "/api/clients", map[string]any{}, 400},
-		{"POST", "/api/clients", map[string]any{"scopes": []string{"all"}, "tags": []string{"web"}}, 400},
-		{"POST", "/api/clients", map[string]any{"scopes": []string{"all"}, "federated": map[string]string{"issuer": "https://a"}}, 400},
-		{"POST", "/api/clients", map[string]any{"scopes": []string{"all"}, "federated": map[string]string{"issuer": "https://a", "subject": "*", "public_key_pem": "x"}}, 400},
-		{"DELETE", "/api/clients/none", nil, 404},
-		{"POST", "/api/tokens/lifetime", map[string]any{"lifetime": "soon"}, 400},
-		{"POST", "/api/failures", map[string]any{}, 400},
-		{"POST", "/api/failures", map[string]any{"status": 200}, 400},
-		{"POST", "/api/failures", map[string]any{"status": 500, "hang": true}, 400},
-		{"POST", "/api/failures", map[string]any{"status": 500, "path": "["}, 400},
-		{"POST", "/api/failures", map[string]any{"status": 500, "count": 0}, 400},
-		{"DELETE", "/api/failures/1", nil, 404},
-		{"DELETE", "/api/failures/all", nil, 404},
-	} {
-		if status := call(t, tailnet, wrong.method, wrong.path, wrong.body, nil); status != wrong.status {
-			t.Errorf("%s %s %v: %d, want %d", wrong.method, wrong.path, wrong.body, status, wrong.status)
 		}
 	}
 }

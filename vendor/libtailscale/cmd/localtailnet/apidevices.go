@@ -43,7 +43,7 @@ func (r *registry) apiDeviceLocked(n *node) apiDevice {
 		Addresses: addressStrings(n.addresses), ID: strconv.FormatInt(int64(n.id), 10), NodeID: string(n.stableID),
 		User: r.profileLocked(n).LoginName, Name: n.name + "." + r.config.Domain, Hostname: n.name,
 		Created: n.created.UTC().Truncate(time.Second), ConnectedToControl: n.online(),
-		KeyExpiryDisabled: n.keyExpiry.IsZero(), Authorized: true,
+		KeyExpiryDisabled: n.keyExpiry.IsZero(), Authorized: !n.unapproved,
 		MachineKey: n.machine.String(), NodeKey: n.key.String(),
 		Tags: slices.Clone(n.tags), IsEphemeral: n.ephemeral,
 	}
@@ -141,6 +141,20 @@ func (a *api) readDevice(r *http.Request, _ *apiToken) (any, error) {
 func (a *api) deleteDevice(r *http.Request, _ *apiToken) (any, error) {
 	return a.onDevice(r, func(n *node) (any, error) {
 		a.registry.deleteLocked(n)
+		return nil, nil
+	})
+}
+
+func (a *api) authorizeDevice(r *http.Request, _ *apiToken) (any, error) {
+	var body struct {
+		Authorized bool `json:"authorized"`
+	}
+	if err := readAPIBody(r, &body); err != nil {
+		return nil, err
+	}
+	return a.onDevice(r, func(n *node) (any, error) {
+		n.unapproved = !body.Authorized
+		a.registry.changedLocked()
 		return nil, nil
 	})
 }

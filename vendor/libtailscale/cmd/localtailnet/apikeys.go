@@ -88,7 +88,7 @@ func (a *api) createKey(r *http.Request, token *apiToken) (any, error) {
 	now := time.Now().UTC()
 	key := &apiKey{id: newKeyID(), description: body.Description, capabilities: *body.Capabilities, created: now, expires: now.Add(expiry)}
 	key.secret = "tskey-auth-" + key.id + "-" + rands.HexString(32)
-	a.registry.enterAuthKey(key.secret, authKey{tags: create.Tags, ephemeral: create.Ephemeral, reusable: create.Reusable, expires: key.expires})
+	a.registry.enterAuthKey(key.secret, authKey{tags: create.Tags, ephemeral: create.Ephemeral, reusable: create.Reusable, approved: create.Preauthorized, expires: key.expires})
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.keys[key.id] = key

@@ -40,6 +40,9 @@ type node struct {
 	keyExpiry time.Time // zero: never
 	deleted   bool
 
+	// unapproved nodes see no peers and are seen by none.
+	unapproved bool
+
 	// Testcontrol drops what a node sends when AltMapStream is set, so these
 	// are kept here.
 	hostinfo  *tailcfg.Hostinfo
@@ -104,6 +107,7 @@ type registry struct {
 	logins   map[string]*pendingLogin // by token
 	grants   []grant
 	filter   []filterRule
+	approval bool          // new nodes wait for approval
 	changed  chan struct{} // closed and replaced at each change
 }
 

@@ -16,6 +16,7 @@ type authKey struct {
 	tags      []string
 	ephemeral bool
 	reusable  bool
+	approved  bool      // its nodes need no approval
 	expires   time.Time // zero: never
 }
 
@@ -161,6 +162,7 @@ func (r *registry) enrol(machine key.MachinePublic, request *tailcfg.RegisterReq
 	n := r.nodes[base.ID]
 	if n == nil || n.deleted {
 		n = &node{id: base.ID, stableID: base.StableID, addresses: base.Addresses, created: time.Now()}
+		n.unapproved = r.approval && !granted.approved
 		r.nodes[base.ID] = n
 	}
 	rotated := n.key != request.NodeKey
@@ -185,7 +187,7 @@ func (r *registry) enrol(machine key.MachinePublic, request *tailcfg.RegisterReq
 	return &tailcfg.RegisterResponse{
 		User:              tailcfg.User{ID: profile.ID, DisplayName: profile.DisplayName},
 		Login:             tailcfg.Login{ID: tailcfg.LoginID(profile.ID), Provider: "localtailnet", LoginName: profile.LoginName, DisplayName: profile.DisplayName, ProfilePicURL: profile.ProfilePicURL},
-		MachineAuthorized: true,
+		MachineAuthorized: !n.unapproved,
 	}, nil
 }
 

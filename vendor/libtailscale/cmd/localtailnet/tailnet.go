@@ -130,7 +130,7 @@ func Start(config Config) (_ *Tailnet, err error) {
 		return nil, err
 	}
 
-	authKey := t.nodes.addAuthKey(authKey{reusable: true, login: config.Login})
+	authKey := t.nodes.addAuthKey(authKey{reusable: true, approved: true, login: config.Login})
 	authority, err := newAuthority()
 	if err != nil {
 		return nil, err
