@@ -5,12 +5,17 @@ use super::{
     world::{Note, World},
 };
 use crate::{
-    api::{CONTROLLER, conditions as c},
+    api::{CONTROLLER, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::Verdict,
     tailnet::api::{ApiClient, ApiError, ApiSettings},
 };
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -28,8 +33,9 @@ pub struct Clients {
 }
 
 /// Tries credentials; for the lease holder.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "kube's Client has none")]
 pub struct Classes {
+    client: Client,
     defaults: Defaults,
     clients: Arc<Clients>,
     notes: mpsc::Sender<Note>,
@@ -41,6 +47,9 @@ struct Trial {
     parameters: Result<Parameters, String>,
     task: Option<JoinHandle<()>>,
 }
+
+/// On a GatewayClass that Gateways use.
+const IN_USE: &str = "gateway-exists-finalizer.gateway.networking.k8s.io";
 
 /// How often credentials that work are tried again: they may have been revoked.
 const PERIOD: Duration = Duration::from_secs(3600);
@@ -83,8 +92,14 @@ impl Clients {
 // === impl Classes ===
 
 impl Classes {
-    pub fn new(defaults: Defaults, clients: Arc<Clients>, notes: mpsc::Sender<Note>) -> Self {
+    pub fn new(
+        client: Client,
+        defaults: Defaults,
+        clients: Arc<Clients>,
+        notes: mpsc::Sender<Note>,
+    ) -> Self {
         Self {
+            client,
             defaults,
             clients,
             notes,
@@ -109,6 +124,10 @@ impl Classes {
         let ours = classes
             .iter()
             .filter(|(_, class)| class.spec.controller_name == CONTROLLER);
+        let gateways = world.subjects.gateways.values();
+        let used: BTreeSet<_> = gateways
+            .map(|gateway| gateway.spec.gateway_class_name.as_str())
+            .collect();
         let mut gone = std::mem::take(&mut self.trials);
         for (name, class) in ours {
             let name = &name.name;
@@ -118,6 +137,37 @@ impl Classes {
                 _ => self.start(name, parameters).await,
             };
             self.trials.insert(name.clone(), trial);
+            let in_use = used.contains(name.as_str());
+            if let Err(error) = self.keep(class, in_use).await {
+                tracing::warn!(class = name, %error, "its finalizer could not be written");
+            }
+        }
+    }
+
+    /// A class that Gateways use is not to go before them (Gateway API,
+    /// `GatewayClassFinalizerGatewaysExist`): its credentials are needed to remove their nodes.
+    async fn keep(&self, class: &GatewayClass, in_use: bool) -> kube::Result<()> {
+        let mut finalizers = class.finalizers().to_vec();
+        let before = finalizers.len();
+        finalizers.retain(|finalizer| finalizer != IN_USE);
+        let is_there = finalizers.len() < before;
+        if is_there == in_use || in_use && class.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        finalizers.extend(in_use.then(|| IN_USE.to_owned()));
+        let api: Api<GatewayClass> = Api::all(self.client.clone());
+        let patch = json!({ "metadata": {
+            "finalizers": finalizers,
+            "resourceVersion": class.metadata.resource_version,
+        }});
+        let parameters = PatchParams::default();
+        let patched = api
+            .patch_metadata(&class.name_any(), &parameters, &Patch::Merge(patch))
+            .await;
+        match patched {
+            // Its new version is on the way, or it is gone.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            other => other.map(drop),
         }
     }
 
