@@ -74,6 +74,7 @@ struct Parts {
     clients: Arc<Clients>,
     defaults: Defaults,
     events: Events,
+    metrics: Metrics,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -94,7 +95,8 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     let (notes, notes_in) = mpsc::channel(NOTES);
     let parts = Parts {
         events: Events::new(client.clone(), arguments.pod_name.clone()),
-        clients: Arc::default(),
+        clients: Arc::new(Clients::new(metrics.clone())),
+        metrics: metrics.clone(),
         defaults: Defaults {
             namespace: arguments.namespace.clone(),
             api_url: arguments.api_url.clone(),
@@ -126,7 +128,7 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         watches.join_next().await;
         "a watch"
     });
-    let engine = Engine::new(arguments.namespace.clone());
+    let engine = Engine::new(arguments.namespace.clone(), metrics.clone());
     tasks.spawn(async move {
         engine.run(changes, notes_in, world).await;
         "the index"
@@ -263,6 +265,7 @@ async fn lead(
     }
     let ended = |_| ControllerError::Ended("the lease");
     holds.wait_for(|holds| *holds).await.map_err(ended)?;
+    parts.metrics.leading(true);
     tracing::info!(lease = arguments.lease, "leading: this replica writes");
     tokio::select! {
         lost = holds.wait_for(|holds| !*holds) => {
@@ -320,6 +323,7 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         settings,
         Arc::clone(&parts.clients),
         parts.events.clone(),
+        parts.metrics.clone(),
     );
     let classes = Classes::new(
         parts.client.clone(),
@@ -327,7 +331,11 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         Arc::clone(&parts.clients),
         parts.notes.clone(),
     );
-    let writer = Writer::new(parts.client.clone(), parts.events.clone());
+    let writer = Writer::new(
+        parts.client.clone(),
+        parts.events.clone(),
+        parts.metrics.clone(),
+    );
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
     if arguments.cleanup {
         return gateways.clean_up(worlds, owned).await;

@@ -7,6 +7,7 @@ use super::{
 use crate::{
     api::{CONTROLLER, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::Verdict,
+    metrics::Metrics,
     tailnet::api::{ApiClient, ApiError, ApiSettings},
 };
 use kube::{
@@ -17,6 +18,7 @@ use serde_json::json;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -27,8 +29,8 @@ use tokio::{
 
 /// A client of the Tailscale API for each class. It outlives the class's credentials, so that
 /// nodes of a class that is gone can still be removed.
-#[derive(Debug, Default)]
 pub struct Clients {
+    metrics: Metrics,
     by_class: Mutex<BTreeMap<String, (Parameters, ApiClient)>>,
 }
 
@@ -60,7 +62,20 @@ const LAST_RETRY: Duration = Duration::from_secs(300);
 
 // === impl Clients ===
 
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clients")
+    }
+}
+
 impl Clients {
+    pub fn new(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            by_class: Mutex::default(),
+        }
+    }
+
     /// The client for a class with these parameters.
     ///
     /// # Errors
@@ -77,6 +92,10 @@ impl Clients {
         if let Some(url) = &parameters.api_url {
             settings.base_url.clone_from(url);
         }
+        let metrics = self.metrics.clone();
+        settings.observe = Arc::new(move |operation, status| {
+            metrics.api_request(operation.name(), status);
+        });
         let client = ApiClient::new(settings)?;
         clients.insert(class.into(), (parameters.clone(), client.clone()));
         Ok(client)

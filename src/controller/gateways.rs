@@ -17,6 +17,7 @@ use crate::{
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
         tailnets::NameConflict,
     },
+    metrics::Metrics,
     model::{ObjectName, TailnetState},
     tailnet::api::ApiError,
 };
@@ -86,6 +87,7 @@ pub(super) struct Shared {
     pub(super) settings: GatewaysSettings,
     pub(super) clients: Arc<Clients>,
     pub(super) events: Events,
+    metrics: Metrics,
     permits: Semaphore,
 }
 
@@ -142,6 +144,7 @@ impl Gateways {
         settings: GatewaysSettings,
         clients: Arc<Clients>,
         events: Events,
+        metrics: Metrics,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -149,6 +152,7 @@ impl Gateways {
                 settings,
                 clients,
                 events,
+                metrics,
                 permits: Semaphore::new(CONCURRENCY),
             }),
             known: HashMap::new(),
@@ -181,6 +185,9 @@ impl Gateways {
         owned: &mut watch::Receiver<Arc<Owned>>,
     ) {
         let retry = self.next_retry();
+        let waiting = self.known.values().filter(|known| known.retry_at.is_some());
+        let pending = self.busy.len() + waiting.count();
+        self.shared.metrics.reconciles_pending(pending);
         let gone = tokio::select! {
             changed = worlds.changed() => changed.is_err(),
             changed = owned.changed() => changed.is_err(),
@@ -224,7 +231,9 @@ impl Gateways {
                 self.running.spawn(async move {
                     // The semaphore is never closed.
                     let _permit = shared.permits.acquire().await;
+                    let label = step.label();
                     let result = shared.take(step, &name, gateway.as_deref()).await;
+                    shared.metrics.reconciled(label, result.is_ok());
                     (name, result)
                 });
             }
@@ -295,6 +304,18 @@ impl Gateways {
 
     fn next_retry(&self) -> Option<Instant> {
         self.known.values().filter_map(|known| known.retry_at).min()
+    }
+}
+
+impl Step {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Apply { .. } => "apply",
+            Self::Stop(_) => "stop",
+            Self::Remove(_) => "remove",
+            Self::Record { .. } => "record",
+            Self::TakeBack { .. } => "take_back",
+        }
     }
 }
 
