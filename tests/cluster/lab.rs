@@ -354,6 +354,12 @@ impl Drop for Lab {
 /// The lab that tests share.
 pub struct Shared(&'static Lab);
 
+impl Shared {
+    pub fn lab(&self) -> &'static Lab {
+        self.0
+    }
+}
+
 impl Deref for Shared {
     type Target = Lab;
 

@@ -4,5 +4,7 @@
 
 pub mod lab;
 pub mod network;
+mod life;
+mod scene;
 mod smoke;
 pub mod tailnet;
