@@ -61,9 +61,11 @@ lint: $(TOOLS)/bin/cargo-deny
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --root $(TOOLS) cargo-deny
 
-gen: ## bindings of tailscale.h and the types of the Gateway API; the result is checked in
+gen: ## bindings of tailscale.h, types of the Gateway API, CRDs, install.yaml; the result is checked in
 	$(LIBTAILSCALE)/sys/gen.sh
 	src/api/gen.sh
+	UPDATE_GOLDEN=1 $(CARGO) test --test tests manifests::the_crds
+	manifests/gen.sh
 
 bench: release localtailnet ## tailway against Go peers on the same machine, as ratios
 	cd $(LIBTAILSCALE) && $(GO) build $(GO_BUILD) -o $(TARGET)/bench ./cmd/bench

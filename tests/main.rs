@@ -15,6 +15,7 @@ mod cluster;
 mod floors;
 mod golden;
 mod index;
+mod manifests;
 mod proxy;
 mod source;
 mod tailnet;
