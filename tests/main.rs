@@ -11,6 +11,7 @@
     reason = "helpers are shared by the modules of one binary"
 )]
 
+mod cluster;
 mod floors;
 mod golden;
 mod index;
