@@ -338,7 +338,8 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
     );
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
     if arguments.cleanup {
-        return gateways.clean_up(worlds, owned).await;
+        gateways.clean_up(worlds.clone(), owned).await;
+        return classes.release(worlds).await;
     }
     tokio::select! {
         never = gateways.run(worlds, owned) => match never {},

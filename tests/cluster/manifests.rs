@@ -163,7 +163,7 @@ async fn what_no_tailnet_can_have_is_refused_when_it_is_written() {
         lab.apply(&gateway(name, "ours", addresses)).await;
     }
 
-    // One that was there before its class became ours can still be changed and deleted.
+    // What was there before it became ours can still be changed and deleted.
     lab.apply(&class("missing", OURS, "tag:k8s")).await;
     lab.kubectl(["label", "gateway/missing-two", "team=shop"])
         .await;
@@ -179,7 +179,7 @@ async fn the_controller_may_write_the_finalizers_of_a_gateway_and_nothing_else_o
         let arguments = ["patch", "gateway/nginx", "--type=merge", CONTROLLER, "-p"];
         lab.try_kubectl(arguments.into_iter().chain([patch])).await
     };
-    let only = "writes statuses and finalizers of Gateways, and nothing else";
+    let only = "writes statuses and finalizers of Gateways and their classes, and nothing else";
     lab.eventually("the policy is in force", || async {
         let refused = patch(r#"{"metadata":{"labels":{"a":"b"}}}"#).await.err()?;
         assert!(refused.contains(only), "{refused}");
@@ -199,6 +199,17 @@ async fn the_controller_may_write_the_finalizers_of_a_gateway_and_nothing_else_o
     let deletion = ["delete", "gateway/nginx", CONTROLLER];
     let refused = lab.try_kubectl(deletion).await.unwrap_err();
     assert!(refused.contains("cannot delete resource"), "{refused}");
+    lab.apply(&class("ours", OURS, "tag:k8s")).await;
+    let wrong = r#"{"metadata":{"annotations":null}}"#;
+    let patch = [
+        "patch",
+        "gatewayclass/ours",
+        "--type=merge",
+        CONTROLLER,
+        "-p",
+    ];
+    let refused = lab.try_kubectl(patch.into_iter().chain([wrong])).await;
+    assert!(refused.unwrap_err().contains(only));
     // Everybody else writes what he may.
     lab.kubectl(["label", "gateway/nginx", "team=shop"]).await;
 }

@@ -3,8 +3,9 @@
 //! `make cluster` runs them.
 
 pub mod lab;
-pub mod network;
 mod life;
+mod manifests;
+pub mod network;
 mod scene;
 mod smoke;
 pub mod tailnet;

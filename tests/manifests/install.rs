@@ -172,6 +172,7 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
                 "gateway.networking.k8s.io/gatewayclasses/status",
                 vec!["patch"]
             ),
+            ("gateway.networking.k8s.io/gatewayclasses", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways/status", vec!["patch"]),
             ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
