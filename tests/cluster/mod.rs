@@ -3,8 +3,8 @@
 //! `make cluster` runs them.
 
 pub mod lab;
-pub mod network;
 mod life;
+pub mod network;
 mod scene;
 mod smoke;
 pub mod tailnet;
