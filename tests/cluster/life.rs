@@ -10,7 +10,9 @@ async fn a_gateway_joins_serves_and_leaves_nothing_behind() {
     lab.apply(&scene.class("life")).await;
     lab.apply(&site("life", "life")).await;
     let accepted = ("Accepted", "True", "Accepted");
-    scene.condition("default", "gatewayclass/life", accepted).await;
+    scene
+        .condition("default", "gatewayclass/life", accepted)
+        .await;
     let status = scene.programmed("life", "life").await;
     let name = format!("life.{}", scene.tailnet.domain());
     assert_eq!(

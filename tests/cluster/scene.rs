@@ -76,9 +76,7 @@ impl Scene {
         self.lab.apply(&yaml).await;
         let status = ["rollout", "status", "deployment/tailway-controller"];
         let namespace = ["--namespace", SYSTEM, "--timeout=120s"];
-        self.lab
-            .kubectl(status.into_iter().chain(namespace))
-            .await;
+        self.lab.kubectl(status.into_iter().chain(namespace)).await;
     }
 
     /// The objects of a GatewayClass with a Secret, as the seed has them: its credentials are the
@@ -135,7 +133,10 @@ impl Scene {
         let kinds =
             "statefulset,pod,service,serviceaccount,role,rolebinding,secret,poddisruptionbudget";
         let list = ["get", kinds, "--namespace", SYSTEM, "--output=name"];
-        let made = ["--selector", "app.kubernetes.io/managed-by=tailway-controller"];
+        let made = [
+            "--selector",
+            "app.kubernetes.io/managed-by=tailway-controller",
+        ];
         let names = self.lab.kubectl(list.into_iter().chain(made)).await;
         names.lines().map(str::to_owned).collect()
     }
