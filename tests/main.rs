@@ -11,6 +11,7 @@
     reason = "helpers are shared by the modules of one binary"
 )]
 
+mod discovery;
 mod floors;
 mod golden;
 mod index;

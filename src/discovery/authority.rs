@@ -74,6 +74,8 @@ const NEXT: (&str, &str) = ("next-ca.crt", "next-ca.key");
 const PREVIOUS: &str = "previous-ca.crt";
 const SERVER: (&str, &str) = ("tls.crt", "tls.key");
 
+const SUCCEEDED: &str = "signs with the next CA from now on";
+
 /// Looks after the CA and the server's certificate. `held` is what the Secret holds, empty when
 /// there is none; what cannot be used in it is made anew. `names` are those by which pods reach the
 /// server: DNS names or IP addresses. To be called every hour or so.
@@ -87,11 +89,16 @@ pub fn maintain(
 ) -> Result<Authority, AuthorityError> {
     let mut changes = Vec::new();
     let current = Pair::read(held, CA).filter(|pair| pair.is_valid(now));
+    let has_current = current.is_some();
     let mut next = Pair::read(held, NEXT).filter(|pair| pair.is_valid(now));
     let mut previous = held.get(PREVIOUS).cloned().filter(|pem| is_valid(pem, now));
-    let mut ca = match current.or_else(|| next.take()) {
-        Some(ca) => ca,
-        None => {
+    let mut ca = match (current, next.take_if(|_| !has_current)) {
+        (Some(ca), _) => ca,
+        (None, Some(successor)) => {
+            changes.push(SUCCEEDED);
+            successor
+        }
+        (None, None) => {
             changes.push("made a CA");
             Pair::ca(now)?
         }
@@ -102,7 +109,7 @@ pub fn maintain(
     }
     let due = |next: &Pair| next.age(now) >= OVERLAP + BACKDATE || ca.left(now) < DAY;
     if let Some(successor) = next.take_if(|next| due(next)) {
-        changes.push("signs with the next CA from now on");
+        changes.push(SUCCEEDED);
         previous = Some(std::mem::replace(&mut ca, successor).chain);
     }
     let server = match Pair::read(held, SERVER) {

@@ -1,0 +1,415 @@
+//! The pod's side, as the program makes it.
+
+use super::scene::{
+    DEADLINE, Played, Road, TOKEN, Way, World, authority, other, pod_state, snapshot, until_link,
+    until_snapshot, with_endpoints, within,
+};
+use std::{
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+use tailway::discovery::{
+    AuthError, ClientTiming, Link, PodState, Refusal,
+    authority::SecretData,
+    proto::{
+        self, FromPod, Push, Resource, ToPod,
+        discovery_server::{Discovery, DiscoveryServer},
+        from_pod, to_pod,
+    },
+    subscribe,
+};
+use tokio::sync::mpsc;
+use tonic::{
+    Request, Response, Status, Streaming,
+    codegen::tokio_stream::wrappers::{ReceiverStream, TcpListenerStream},
+    transport::{Identity, ServerTlsConfig},
+};
+
+#[tokio::test]
+async fn what_is_published_arrives_and_the_answers_go_back() {
+    let world = World::new();
+    let server = world.serve().await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    let pod = world.pod(server.address).await;
+    let received = until_snapshot(&pod, &first).await;
+    assert_eq!(*pod.link().borrow(), Link::Connected);
+    pod.applied(&received.version);
+    world.until_pods(&[pod_state(&received.version)]).await;
+
+    let second = with_endpoints(&first, "app", &[3, 4]);
+    world.publish(&[&second]);
+    let next = until_snapshot(&pod, &second).await;
+    assert_ne!(next.version, received.version);
+    pod.refused(&next.version, "port 443 is taken");
+    let refused = PodState {
+        refused: Some(Refusal {
+            version: next.version.clone(),
+            reason: "port 443 is taken".into(),
+        }),
+        ..pod_state(&received.version)
+    };
+    world.until_pods(&[refused]).await;
+    drop(pod);
+    world.until_pods(&[]).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_outlives_its_controller_and_is_not_sent_again() {
+    let world = World::new();
+    let server = world.serve().await;
+    let road = Road::new(Way::To(server.address)).await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    let pod = world.pod(road.address).await;
+    let received = until_snapshot(&pod, &first).await;
+    pod.applied(&received.version);
+    world.until_pods(&[pod_state(&received.version)]).await;
+
+    road.lead(Way::Closed);
+    drop(server);
+    until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    let snapshots = pod.snapshots();
+    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
+
+    let server = world.serve().await;
+    road.lead(Way::To(server.address));
+    until_link(&pod, |link| *link == Link::Connected).await;
+    // The answer that was given is given again, as this is another server for all that is known.
+    world.until_pods(&[pod_state(&received.version)]).await;
+    assert!(!snapshots.has_changed().unwrap());
+    let full = world.metric("tailway_discovery_pushes_total{kind=\"full\"}");
+    assert_eq!(full, Some("1".into()));
+    let second = with_endpoints(&first, "app", &[3]);
+    world.publish(&[&second]);
+    until_snapshot(&pod, &second).await;
+}
+
+#[tokio::test]
+async fn a_connection_on_which_nothing_moves_is_given_up() {
+    let world = World::new();
+    let server = world.serve().await;
+    let road = Road::new(Way::To(server.address)).await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    let mut settings = world.client_settings(road.address);
+    settings.timing.keepalive = Duration::from_millis(100);
+    let pod = subscribe(settings, world.metrics.clone()).await;
+    until_snapshot(&pod, &first).await;
+    road.lead(Way::Frozen);
+    until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    let second = with_endpoints(&first, "app", &[3]);
+    world.publish(&[&second]);
+    road.lead(Way::To(server.address));
+    until_snapshot(&pod, &second).await;
+}
+
+#[tokio::test]
+async fn a_refused_token_is_told_and_a_better_one_is_read_when_it_is_there() {
+    let world = World::new();
+    let server = world.serve().await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    world.write("token", "forged");
+    let pod = world.pod(server.address).await;
+    let lost = until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    assert_eq!(
+        lost,
+        Link::Lost("the token is not valid: nobody knows it (Unauthenticated)".into())
+    );
+    // As kubelet writes it, and with the line's end of an editor.
+    world.write("token", format!("{TOKEN}\n"));
+    until_snapshot(&pod, &first).await;
+}
+
+#[tokio::test]
+async fn a_pod_that_asks_for_another_gateway_is_given_nothing() {
+    let world = World::new();
+    let server = world.serve().await;
+    let mut foreign = snapshot();
+    foreign.gateway = other();
+    world.publish(&[&foreign]);
+    let mut settings = world.client_settings(server.address);
+    settings.gateway = other();
+    let pod = subscribe(settings, world.metrics.clone()).await;
+    let lost = until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    assert_eq!(
+        lost,
+        Link::Lost(
+            "the token is of a pod of Gateway default/web, not of default/other (PermissionDenied)"
+                .into()
+        )
+    );
+    assert!(pod.snapshots().borrow().is_none());
+}
+
+#[tokio::test]
+async fn a_missing_file_is_named() {
+    let world = World::new();
+    let server = world.serve().await;
+    for (file, message) in [
+        ("token", "No such file or directory (os error 2)"),
+        ("ca.crt", "No such file or directory (os error 2)"),
+    ] {
+        let world = World::new();
+        std::fs::remove_file(world.path(file)).unwrap();
+        let pod = world.pod(server.address).await;
+        let lost = until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+        let path = world.path(file).display().to_string();
+        assert_eq!(
+            lost,
+            Link::Lost(format!("{path} cannot be read: {message}"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_without_a_snapshot_is_waited_for_and_the_reason_is_known() {
+    let world = World::new();
+    let server = world.serve().await;
+    let pod = world.pod(server.address).await;
+    let waiting = until_link(&pod, |link| matches!(link, Link::Waiting(_))).await;
+    assert_eq!(
+        waiting,
+        Link::Waiting("there is no snapshot of Gateway default/web: it is not accepted, or the controller has just started".into())
+    );
+    let first = snapshot();
+    world.publish(&[&first]);
+    until_snapshot(&pod, &first).await;
+    assert_eq!(*pod.link().borrow(), Link::Connected);
+    // One that is withdrawn is served on.
+    world.publish(&[]);
+    until_link(&pod, |link| matches!(link, Link::Waiting(_))).await;
+    let snapshots = pod.snapshots();
+    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
+}
+
+#[tokio::test]
+async fn a_server_with_a_certificate_of_a_strange_ca_is_told_nothing() {
+    let world = World::new();
+    let stranger = authority(&SecretData::new(), SystemTime::now());
+    let server = world.serve_as(&stranger.certificate).await;
+    world.publish(&[&snapshot()]);
+    let pod = world.pod(server.address).await;
+    let lost = until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    assert_eq!(
+        lost,
+        Link::Lost("transport error: invalid peer certificate: UnknownIssuer".into())
+    );
+}
+
+#[tokio::test]
+async fn a_ca_is_rotated_under_a_live_stream_and_trusted_on_the_next() {
+    let day = |day: u32| SystemTime::now() - Duration::from_secs(3600) * 24 * (320 - day);
+    let mut world = World::new();
+    // 310 days later there is a successor; a week after that it signs. Today is day 320.
+    let first = authority(&SecretData::new(), day(0));
+    let overlap = authority(&first.data, day(310));
+    let rotated = authority(&overlap.data, day(320));
+    assert!(
+        rotated
+            .changes
+            .contains(&"signs with the next CA from now on")
+    );
+    world.write("ca.crt", &first.bundle);
+    world.authority = overlap;
+
+    let server = world.serve().await;
+    let road = Road::new(Way::To(server.address)).await;
+    let one = snapshot();
+    world.publish(&[&one]);
+    let pod = world.pod(road.address).await;
+    until_snapshot(&pod, &one).await;
+
+    server.identity.replace(&rotated.certificate);
+    let two = with_endpoints(&one, "app", &[3]);
+    world.publish(&[&two]);
+    until_snapshot(&pod, &two).await;
+    assert_eq!(*pod.link().borrow(), Link::Connected);
+
+    // A pod that has not seen the new bundle cannot come back, until it sees it.
+    road.lead(Way::Closed);
+    until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    road.lead(Way::To(server.address));
+    let unknown = "transport error: invalid peer certificate: UnknownIssuer";
+    until_link(&pod, |link| *link == Link::Lost(unknown.into())).await;
+    world.write("ca.crt", &world.authority.bundle);
+    until_link(&pod, |link| *link == Link::Connected).await;
+    let three = with_endpoints(&one, "app", &[4]);
+    world.publish(&[&three]);
+    until_snapshot(&pod, &three).await;
+}
+
+#[tokio::test]
+async fn a_pod_whose_token_expires_comes_back_with_the_next_one() {
+    let mut world = World::new();
+    world.settings.recheck = Duration::from_millis(20);
+    let server = world.serve().await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    let pod = world.pod(server.address).await;
+    let received = until_snapshot(&pod, &first).await;
+    pod.applied(&received.version);
+    world.tokens.set("token-2", Ok(super::scene::web()));
+    world.write("token", "token-2");
+    let expired = AuthError::Invalid("it has expired".into());
+    world.tokens.set(TOKEN, Err(expired));
+    let second = with_endpoints(&first, "app", &[3]);
+    until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
+    world.publish(&[&second]);
+    until_snapshot(&pod, &second).await;
+}
+
+// === a controller message by message ===
+
+/// A controller that the test plays: it says what it is given, and notes what it hears.
+#[derive(Clone)]
+struct Script {
+    says: Arc<Mutex<Option<mpsc::Receiver<Result<ToPod, Status>>>>>,
+    hears: mpsc::UnboundedSender<from_pod::Message>,
+}
+
+#[tonic::async_trait]
+impl Discovery for Script {
+    type FollowStream =
+        Pin<Box<dyn tonic::codegen::tokio_stream::Stream<Item = Result<ToPod, Status>> + Send>>;
+
+    async fn follow(
+        &self,
+        request: Request<Streaming<FromPod>>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let Some(says) = self.says.lock().unwrap().take() else {
+            return Err(Status::unavailable("one stream is enough"));
+        };
+        let hears = self.hears.clone();
+        let mut inbound = request.into_inner();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = inbound.message().await {
+                let _ = hears.send(message.message.unwrap());
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(says))))
+    }
+}
+
+#[tokio::test]
+async fn a_broken_snapshot_is_refused_and_the_last_good_one_stays() {
+    let world = World::new();
+    let first = snapshot();
+    world.publish(&[&first]);
+    let good = {
+        let server = world.serve().await;
+        Played::web(&world, &server).await.push().await
+    };
+
+    let (say, says) = mpsc::channel(4);
+    let (hears, mut heard) = mpsc::unbounded_channel();
+    let script = Script {
+        says: Arc::new(Mutex::new(Some(says))),
+        hears,
+    };
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let text = |key: &str| String::from_utf8(world.authority.data[key].clone()).unwrap();
+    let identity = Identity::from_pem(text("tls.crt"), text("tls.key"));
+    let serving = tonic::transport::Server::builder()
+        .tls_config(ServerTlsConfig::new().identity(identity))
+        .unwrap()
+        .serve_with_incoming(
+            DiscoveryServer::new(script),
+            TcpListenerStream::new(listener),
+        );
+    let serving = tokio::spawn(serving);
+
+    let pod = world.pod(address).await;
+    let mut hear = async || within(heard.recv()).await.unwrap();
+    let push = async |push: Push| {
+        let message = Some(to_pod::Message::Push(push));
+        say.send(Ok(ToPod { message })).await.unwrap();
+    };
+    assert!(matches!(hear().await, from_pod::Message::Subscribe(_)));
+    push(good.clone()).await;
+    let received = until_snapshot(&pod, &first).await;
+    pod.applied(&received.version);
+    let ack = |version: &str| {
+        from_pod::Message::Ack(proto::Ack {
+            version: version.into(),
+        })
+    };
+    assert_eq!(hear().await, ack(&good.version));
+
+    // A port of a kind that this version does not know.
+    let unknown = Resource {
+        id: "port/443".into(),
+        hash: vec![1],
+        content: Some(proto::resource::Content::Port(proto::Port {
+            number: 443,
+            protocol: None,
+        })),
+    };
+    push(Push {
+        version: "broken".into(),
+        full: false,
+        upserted: vec![unknown],
+        removed: Vec::new(),
+    })
+    .await;
+    let reason = "resource port/443: the protocol is missing, or of a kind that came after this version of tailway";
+    assert_eq!(
+        hear().await,
+        from_pod::Message::Nack(proto::Nack {
+            version: "broken".into(),
+            reason: reason.into(),
+        })
+    );
+    let snapshots = pod.snapshots();
+    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
+
+    // One of another Gateway.
+    let mut foreign = good.clone();
+    foreign.version = "foreign".into();
+    for resource in &mut foreign.upserted {
+        if let Some(proto::resource::Content::Gateway(gateway)) = &mut resource.content {
+            gateway.name.as_mut().unwrap().name = "other".into();
+        }
+    }
+    push(foreign).await;
+    assert_eq!(
+        hear().await,
+        from_pod::Message::Nack(proto::Nack {
+            version: "foreign".into(),
+            reason: "it is of Gateway default/other".into(),
+        })
+    );
+    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
+
+    // A message of a kind that came later, and then a good one.
+    say.send(Ok(ToPod { message: None })).await.unwrap();
+    push(good.clone()).await;
+    assert_eq!(hear().await, ack(&good.version));
+    serving.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_absent_controller_is_tried_ever_more_rarely() {
+    let world = World::new();
+    let mut settings = world.client_settings("127.0.0.1:1".parse().unwrap());
+    // Told apart by what it says, without a network whose time does not stand still.
+    std::fs::remove_file(&settings.token).unwrap();
+    settings.timing = ClientTiming::default();
+    let pod = subscribe(settings, world.metrics.clone()).await;
+    let mut link = pod.link();
+    let started = tokio::time::Instant::now();
+    let mut tries = 0;
+    let counted = tokio::time::timeout(Duration::from_secs(3600), async {
+        loop {
+            link.changed().await.unwrap();
+            tries += 1;
+        }
+    });
+    assert!(counted.await.is_err());
+    assert!(started.elapsed() <= DEADLINE + Duration::from_secs(3600));
+    // Half of a minute on average, after the first few.
+    assert!((60..=200).contains(&tries), "{tries}");
+}
