@@ -129,7 +129,7 @@ fn the_names_are_those_by_which_pods_ask() {
     let error = maintain(&first.data, &names(&["ä.example"]), start()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "the certificate for ä.example cannot be made: Invalid IA5String type: invalid character"
+        "the certificate for ä.example cannot be made: Invalid IA5String: 'ä.example'"
     );
 }
 

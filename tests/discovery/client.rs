@@ -70,8 +70,9 @@ async fn a_snapshot_outlives_its_controller_and_is_not_sent_again() {
     road.lead(Way::Closed);
     drop(server);
     until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
-    let snapshots = pod.snapshots();
-    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
+    let mut snapshots = pod.snapshots();
+    let kept = snapshots.borrow_and_update().clone().unwrap();
+    assert_eq!(*kept.snapshot, first);
 
     let server = world.serve().await;
     road.lead(Way::To(server.address));
@@ -95,6 +96,7 @@ async fn a_connection_on_which_nothing_moves_is_given_up() {
     world.publish(&[&first]);
     let mut settings = world.client_settings(road.address);
     settings.timing.keepalive = Duration::from_millis(100);
+    settings.timing.connect = Duration::from_secs(1);
     let pod = subscribe(settings, world.metrics.clone()).await;
     until_snapshot(&pod, &first).await;
     road.lead(Way::Frozen);
@@ -266,9 +268,11 @@ async fn a_pod_whose_token_expires_comes_back_with_the_next_one() {
 /// A controller that the test plays: it says what it is given, and notes what it hears.
 #[derive(Clone)]
 struct Script {
-    says: Arc<Mutex<Option<mpsc::Receiver<Result<ToPod, Status>>>>>,
+    says: Arc<Mutex<Option<Says>>>,
     hears: mpsc::UnboundedSender<from_pod::Message>,
 }
+
+type Says = mpsc::Receiver<Result<ToPod, Status>>;
 
 #[tonic::async_trait]
 impl Discovery for Script {

@@ -26,6 +26,8 @@ async fn served(world: &World, snapshot: &Snapshot) -> String {
     let received = until_snapshot(&pod, snapshot).await;
     pod.applied(&received.version);
     until_copy(world).await;
+    drop(pod);
+    world.until_pods(&[]).await;
     received.version
 }
 

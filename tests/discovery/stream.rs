@@ -167,7 +167,7 @@ async fn what_pods_answer_is_known() {
             "tailway_discovery_answer_time_seconds_count{answer=\"ack\"}",
             "1",
         ),
-        ("tailway_discovery_pods", "1"),
+        ("tailway_discovery_pods{}", "1"),
     ] {
         assert_eq!(world.metric(start), Some(value.into()), "{start}");
     }
