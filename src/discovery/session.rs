@@ -1,7 +1,7 @@
 //! One stream, as the pod sees it.
 
 use super::{
-    client::{Answer, Client, ClientSettings, KeyError, Link, PROGRAM_VERSION, Received},
+    client::{Answer, Client, ClientSettings, KeyError, PROGRAM_VERSION, Received},
     proto::{self, discovery_client::DiscoveryClient, from_pod, to_pod},
     wire::{self, Resources},
 };
@@ -141,7 +141,7 @@ impl Session {
                     retry_after: Duration::from_secs(refused.retry_after_seconds.into()),
                 }));
             }
-            Some(to_pod::Message::Waiting(waiting)) => client.tell(Link::Waiting(waiting.message)),
+            Some(to_pod::Message::Waiting(waiting)) => client.waiting(waiting.message),
             // Of a controller that is newer than this pod.
             None => {}
         }
@@ -149,7 +149,7 @@ impl Session {
     }
 
     async fn push(&mut self, push: proto::Push, client: &mut Client) -> Result<(), SessionError> {
-        client.tell(Link::Connected);
+        client.connected();
         self.version = Some(push.version.clone());
         let version = push.version.clone();
         match client.receive(push) {
@@ -194,8 +194,10 @@ impl Client {
         for resource in push.upserted {
             self.held.insert(resource.id.clone(), Arc::new(resource));
         }
+        self.sound = false;
         let snapshot =
             wire::decode(&self.held, &mut self.read).map_err(|error| error.to_string())?;
+        self.sound = true;
         if snapshot.gateway != self.settings.gateway {
             return Err(format!("it is of Gateway {}", snapshot.gateway));
         }

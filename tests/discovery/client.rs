@@ -178,8 +178,9 @@ async fn a_gateway_without_a_snapshot_is_waited_for_and_the_reason_is_known() {
     );
     let first = snapshot();
     world.publish(&[&first]);
-    until_snapshot(&pod, &first).await;
+    let received = until_snapshot(&pod, &first).await;
     assert_eq!(*pod.link().borrow(), Link::Connected);
+    pod.applied(&received.version);
     // One that is withdrawn is served on.
     world.publish(&[]);
     until_link(&pod, |link| matches!(link, Link::Waiting(_))).await;
@@ -222,12 +223,14 @@ async fn a_ca_is_rotated_under_a_live_stream_and_trusted_on_the_next() {
     let one = snapshot();
     world.publish(&[&one]);
     let pod = world.pod(road.address).await;
-    until_snapshot(&pod, &one).await;
+    let received = until_snapshot(&pod, &one).await;
+    pod.applied(&received.version);
 
     server.identity.replace(&rotated.certificate);
     let two = with_endpoints(&one, "app", &[3]);
     world.publish(&[&two]);
-    until_snapshot(&pod, &two).await;
+    let received = until_snapshot(&pod, &two).await;
+    pod.applied(&received.version);
     assert_eq!(*pod.link().borrow(), Link::Connected);
 
     // A pod that has not seen the new bundle cannot come back, until it sees it.

@@ -4,6 +4,10 @@
 pub use crate::proxy::scene::within;
 
 use crate::proxy::scene::{backend_id, certificate, snapshot as snapshot_of, tls_port};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 use std::{
     collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr},
@@ -234,6 +238,21 @@ pub const DEADLINE: Duration = Duration::from_secs(30);
 /// Certificates for loopback, as the controller makes them.
 pub fn authority(held: &SecretData, now: SystemTime) -> Authority {
     authority::maintain(held, &["127.0.0.1".into()], now).unwrap()
+}
+
+/// TLS that trusts the authority, as a pod without HTTP/2 would speak it.
+pub fn trusting(authority: &Authority) -> Arc<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(authority.bundle.as_bytes()) {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
 }
 
 /// The state of the pod `web-0`.

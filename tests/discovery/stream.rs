@@ -1,10 +1,10 @@
 //! The controller's side, against pods that the test plays message by message.
 
 use super::scene::{
-    OTHER_TOKEN, Played, TOKEN, World, brings, other, pod_state, snapshot, subscription_of, web,
-    with_endpoints, within,
+    OTHER_TOKEN, Played, TOKEN, World, brings, other, pod_state, snapshot, subscription_of,
+    trusting, web, with_endpoints, within,
 };
-use crate::proxy::scene::{certificate, tcp_port, tls_port};
+use crate::proxy::scene::{certificate, handshake, read_all, tcp_port, tls_port};
 use std::time::Duration;
 use tailway::{
     discovery::{
@@ -334,6 +334,26 @@ async fn a_gateway_has_few_streams() {
     drop(second);
     world.until_pods(&[pod_state("")]).await;
     assert!(third().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_connection_without_a_good_token_does_not_stay() {
+    let mut world = World::new();
+    world.settings.admission = Duration::from_millis(200);
+    let server = world.serve().await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    let mut pod = Played::web(&world, &server).await;
+    let push = pod.push().await;
+    pod.ack(&push).await;
+    let mut idle = handshake(server.address, &trusting(&world.authority), "127.0.0.1")
+        .await
+        .unwrap();
+    // Whichever way it ends.
+    let _ = read_all(&mut idle).await;
+    // The pod, which is older, stays.
+    world.publish(&[&with_endpoints(&first, "app", &[3])]);
+    pod.push().await;
 }
 
 #[tokio::test]
