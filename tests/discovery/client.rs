@@ -1,29 +1,12 @@
 //! The pod's side, as the program makes it.
 
 use super::scene::{
-    DEADLINE, Played, Road, TOKEN, Way, World, authority, other, pod_state, snapshot, until_link,
-    until_snapshot, with_endpoints, within,
+    DEADLINE, Road, TOKEN, Way, World, authority, other, pod_state, snapshot, until_link,
+    until_snapshot, web, with_endpoints,
 };
-use std::{
-    pin::Pin,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 use tailway::discovery::{
-    AuthError, ClientTiming, Link, PodState, Refusal,
-    authority::SecretData,
-    proto::{
-        self, FromPod, Push, Resource, ToPod,
-        discovery_server::{Discovery, DiscoveryServer},
-        from_pod, to_pod,
-    },
-    subscribe,
-};
-use tokio::sync::mpsc;
-use tonic::{
-    Request, Response, Status, Streaming,
-    codegen::tokio_stream::wrappers::{ReceiverStream, TcpListenerStream},
-    transport::{Identity, ServerTlsConfig},
+    AuthError, ClientTiming, Link, PodState, Refusal, authority::SecretData, subscribe,
 };
 
 #[tokio::test]
@@ -256,7 +239,7 @@ async fn a_pod_whose_token_expires_comes_back_with_the_next_one() {
     let pod = world.pod(server.address).await;
     let received = until_snapshot(&pod, &first).await;
     pod.applied(&received.version);
-    world.tokens.set("token-2", Ok(super::scene::web()));
+    world.tokens.set("token-2", Ok(web()));
     world.write("token", "token-2");
     let expired = AuthError::Invalid("it has expired".into());
     world.tokens.set(TOKEN, Err(expired));
@@ -264,138 +247,6 @@ async fn a_pod_whose_token_expires_comes_back_with_the_next_one() {
     until_link(&pod, |link| matches!(link, Link::Lost(_))).await;
     world.publish(&[&second]);
     until_snapshot(&pod, &second).await;
-}
-
-// === a controller message by message ===
-
-/// A controller that the test plays: it says what it is given, and notes what it hears.
-#[derive(Clone)]
-struct Script {
-    says: Arc<Mutex<Option<Says>>>,
-    hears: mpsc::UnboundedSender<from_pod::Message>,
-}
-
-type Says = mpsc::Receiver<Result<ToPod, Status>>;
-
-#[tonic::async_trait]
-impl Discovery for Script {
-    type FollowStream =
-        Pin<Box<dyn tonic::codegen::tokio_stream::Stream<Item = Result<ToPod, Status>> + Send>>;
-
-    async fn follow(
-        &self,
-        request: Request<Streaming<FromPod>>,
-    ) -> Result<Response<Self::FollowStream>, Status> {
-        let Some(says) = self.says.lock().unwrap().take() else {
-            return Err(Status::unavailable("one stream is enough"));
-        };
-        let hears = self.hears.clone();
-        let mut inbound = request.into_inner();
-        tokio::spawn(async move {
-            while let Ok(Some(message)) = inbound.message().await {
-                let _ = hears.send(message.message.unwrap());
-            }
-        });
-        Ok(Response::new(Box::pin(ReceiverStream::new(says))))
-    }
-}
-
-#[tokio::test]
-async fn a_broken_snapshot_is_refused_and_the_last_good_one_stays() {
-    let world = World::new();
-    let first = snapshot();
-    world.publish(&[&first]);
-    let good = {
-        let server = world.serve().await;
-        Played::web(&world, &server).await.push().await
-    };
-
-    let (say, says) = mpsc::channel(4);
-    let (hears, mut heard) = mpsc::unbounded_channel();
-    let script = Script {
-        says: Arc::new(Mutex::new(Some(says))),
-        hears,
-    };
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let text = |key: &str| String::from_utf8(world.authority.data[key].clone()).unwrap();
-    let identity = Identity::from_pem(text("tls.crt"), text("tls.key"));
-    let serving = tonic::transport::Server::builder()
-        .tls_config(ServerTlsConfig::new().identity(identity))
-        .unwrap()
-        .serve_with_incoming(
-            DiscoveryServer::new(script),
-            TcpListenerStream::new(listener),
-        );
-    let serving = tokio::spawn(serving);
-
-    let pod = world.pod(address).await;
-    let mut hear = async || within(heard.recv()).await.unwrap();
-    let push = async |push: Push| {
-        let message = Some(to_pod::Message::Push(push));
-        say.send(Ok(ToPod { message })).await.unwrap();
-    };
-    assert!(matches!(hear().await, from_pod::Message::Subscribe(_)));
-    push(good.clone()).await;
-    let received = until_snapshot(&pod, &first).await;
-    pod.applied(&received.version);
-    let ack = |version: &str| {
-        from_pod::Message::Ack(proto::Ack {
-            version: version.into(),
-        })
-    };
-    assert_eq!(hear().await, ack(&good.version));
-
-    // A port of a kind that this version does not know.
-    let unknown = Resource {
-        id: "port/443".into(),
-        hash: vec![1],
-        content: Some(proto::resource::Content::Port(proto::Port {
-            number: 443,
-            protocol: None,
-        })),
-    };
-    push(Push {
-        version: "broken".into(),
-        full: false,
-        upserted: vec![unknown],
-        removed: Vec::new(),
-    })
-    .await;
-    let reason = "resource port/443: the protocol is missing, or of a kind that came after this version of tailway";
-    assert_eq!(
-        hear().await,
-        from_pod::Message::Nack(proto::Nack {
-            version: "broken".into(),
-            reason: reason.into(),
-        })
-    );
-    let snapshots = pod.snapshots();
-    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
-
-    // One of another Gateway.
-    let mut foreign = good.clone();
-    foreign.version = "foreign".into();
-    for resource in &mut foreign.upserted {
-        if let Some(proto::resource::Content::Gateway(gateway)) = &mut resource.content {
-            gateway.name.as_mut().unwrap().name = "other".into();
-        }
-    }
-    push(foreign).await;
-    assert_eq!(
-        hear().await,
-        from_pod::Message::Nack(proto::Nack {
-            version: "foreign".into(),
-            reason: "it is of Gateway default/other".into(),
-        })
-    );
-    assert_eq!(*snapshots.borrow().as_ref().unwrap().snapshot, first);
-
-    // A message of a kind that came later, and then a good one.
-    say.send(Ok(ToPod { message: None })).await.unwrap();
-    push(good.clone()).await;
-    assert_eq!(hear().await, ack(&good.version));
-    serving.abort();
 }
 
 #[tokio::test(start_paused = true)]

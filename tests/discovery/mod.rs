@@ -5,5 +5,6 @@ mod client;
 mod copies;
 mod keys;
 mod scene;
+mod script;
 mod stream;
 mod token;
