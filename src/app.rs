@@ -1,13 +1,21 @@
 //! The wiring of each verb, in the order in which things start.
 
+mod controller;
+mod proxy;
 mod run;
+mod signals;
 
+pub use controller::{ControllerError, controller};
+pub use proxy::{ProxyError, proxy};
 pub use run::{RunError, run};
+pub use signals::SignalError;
 
 use crate::{
-    args::{CheckArguments, Output},
+    args::{CheckArguments, LimitArguments, Output},
     check,
     index::Index,
+    model::Snapshot,
+    proxy::Limits,
     source::{self, LoadError},
 };
 
@@ -36,4 +44,25 @@ pub fn check(arguments: &CheckArguments) -> Result<Checked, LoadError> {
         warnings: loaded.warnings.iter().map(ToString::to_string).collect(),
         all_accepted: statuses.all_accepted(),
     })
+}
+
+/// Snapshots as the admin server shows them, secrets redacted.
+fn snapshots_yaml<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> String {
+    let yaml = |snapshot: &Snapshot| match serde_saphyr::to_string(snapshot) {
+        Ok(text) => format!("---\n{text}"),
+        Err(error) => format!("---\n# {} cannot be written: {error}\n", snapshot.gateway),
+    };
+    snapshots.map(yaml).collect()
+}
+
+impl From<&LimitArguments> for Limits {
+    fn from(arguments: &LimitArguments) -> Self {
+        Self {
+            handshake_timeout: arguments.handshake_timeout,
+            connect_timeout: arguments.connect_timeout,
+            idle_timeout: arguments.idle_timeout,
+            connections: arguments.max_connections,
+            connections_per_peer: arguments.max_connections_per_peer,
+        }
+    }
 }

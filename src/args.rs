@@ -1,5 +1,6 @@
 //! The command line: strings become typed values here and nowhere else.
 
+use crate::model::ObjectName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -22,6 +23,10 @@ pub enum Verb {
     Run(Box<RunArguments>),
     /// Print the conditions that the objects of YAML files would get; exit 1 if one is not accepted
     Check(CheckArguments),
+    /// Make a pod for each Gateway of a Kubernetes cluster, and its status
+    Controller(Box<ControllerArguments>),
+    /// Be the pod of one Gateway of a cluster; the controller makes these
+    Proxy(Box<ProxyArguments>),
 }
 
 #[derive(Args, Debug)]
@@ -90,6 +95,140 @@ pub struct RunArguments {
 }
 
 #[derive(Args, Debug)]
+pub struct ControllerArguments {
+    /// Namespace of everything that the controller makes, and of the credentials
+    #[arg(
+        long,
+        env = "POD_NAMESPACE",
+        default_value = "tailway-system",
+        value_name = "NAMESPACE"
+    )]
+    pub namespace: String,
+    /// Name of this replica
+    #[arg(
+        long,
+        env = "POD_NAME",
+        default_value = "tailway-controller",
+        value_name = "NAME"
+    )]
+    pub pod_name: String,
+    /// Image of the pods of Gateways whose class names none
+    #[arg(long, env = "TAILWAY_PROXY_IMAGE", value_name = "IMAGE")]
+    pub proxy_image: String,
+    /// When that image is pulled: Always, IfNotPresent or Never
+    #[arg(long, env = "TAILWAY_PROXY_IMAGE_PULL_POLICY", value_name = "POLICY")]
+    pub proxy_image_pull_policy: Option<String>,
+    /// Environment of the pods of all Gateways, such as `TAILWAY_LOG=debug,HTTPS_PROXY=http://proxy:3128`
+    #[arg(long, env = "TAILWAY_PROXY_ENV", value_delimiter = ',', value_parser = variable, value_name = "NAME=VALUE")]
+    pub proxy_env: Vec<(String, String)>,
+    /// Where snapshots are served to the pods
+    #[arg(
+        long,
+        env = "TAILWAY_DISCOVERY_ADDR",
+        default_value = "0.0.0.0:9443",
+        value_name = "ADDRESS"
+    )]
+    pub discovery_addr: SocketAddr,
+    /// Where the pods find that: name of the Service [default: tailway-controller.NAMESPACE.svc]
+    #[arg(long, env = "TAILWAY_DISCOVERY_HOST", value_name = "HOST")]
+    pub discovery_host: Option<String>,
+    /// Namespaces whose certificates are read [default: all]
+    #[arg(
+        long,
+        env = "TAILWAY_SECRET_NAMESPACES",
+        value_delimiter = ',',
+        value_name = "NAMESPACES"
+    )]
+    pub secret_namespaces: Option<Vec<String>>,
+    /// Tailscale API of classes that name none
+    #[arg(long, env = "TAILWAY_API_URL", value_name = "URL")]
+    pub api_url: Option<String>,
+    /// Control server of classes that name none
+    #[arg(long, env = "TS_CONTROL_URL", value_name = "URL")]
+    pub control_url: Option<String>,
+    /// How long the removal of a Gateway waits for a Tailscale API that is away
+    #[arg(long, env = "TAILWAY_REMOVAL_PATIENCE", default_value = "10m", value_parser = duration, value_name = "DURATION")]
+    pub removal_patience: Duration,
+    /// Lease that elects the replica that writes
+    #[arg(
+        long,
+        env = "TAILWAY_LEASE",
+        default_value = "tailway-controller",
+        value_name = "NAME"
+    )]
+    pub lease: String,
+    /// Where /healthz, /readyz, /metrics, /config and /status are served
+    #[arg(
+        long,
+        env = "TAILWAY_ADMIN_ADDR",
+        default_value = "127.0.0.1:9090",
+        value_name = "ADDRESS"
+    )]
+    pub admin_addr: SocketAddr,
+    /// Remove everything that was ever made for Gateways, in the cluster and in the tailnet, and end
+    #[arg(long)]
+    pub cleanup: bool,
+}
+
+#[derive(Args, Debug)]
+pub struct ProxyArguments {
+    /// The Gateway that is served
+    #[arg(long, env = "TAILWAY_GATEWAY", value_parser = object_name, value_name = "NAMESPACE/NAME")]
+    pub gateway: ObjectName,
+    /// URL of the controller's snapshots
+    #[arg(long, env = "TAILWAY_DISCOVERY", value_name = "URL")]
+    pub discovery: String,
+    /// The certificate authorities that the controller is known by
+    #[arg(
+        long,
+        env = "TAILWAY_DISCOVERY_CA",
+        default_value = "/var/run/tailway/discovery/ca.crt",
+        value_name = "FILE"
+    )]
+    pub discovery_ca: PathBuf,
+    /// The token that this pod is known by
+    #[arg(
+        long,
+        env = "TAILWAY_DISCOVERY_TOKEN",
+        default_value = "/var/run/secrets/tailway/token",
+        value_name = "FILE"
+    )]
+    pub discovery_token: PathBuf,
+    /// Secret of this namespace that keeps the node's identity and certificates
+    #[arg(long, env = "TAILWAY_STATE_SECRET", value_name = "NAME")]
+    pub state_secret: String,
+    /// Where a copy of it and of the last snapshot is kept
+    #[arg(
+        long,
+        env = "TAILWAY_STATE_DIR",
+        default_value = "/var/lib/tailway",
+        value_name = "DIR"
+    )]
+    pub state_dir: PathBuf,
+    /// Name of this pod
+    #[arg(long, env = "POD_NAME", value_name = "NAME")]
+    pub pod_name: String,
+    /// Namespace of this pod
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAMESPACE")]
+    pub namespace: String,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+    #[command(flatten)]
+    pub limits: LimitArguments,
+    /// Where /healthz, /readyz, /metrics, /config and /status are served
+    #[arg(
+        long,
+        env = "TAILWAY_ADMIN_ADDR",
+        default_value = "127.0.0.1:9090",
+        value_name = "ADDRESS"
+    )]
+    pub admin_addr: SocketAddr,
+    /// How long open connections may go on after SIGTERM or SIGINT; a second signal ends at once
+    #[arg(long, env = "TAILWAY_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    pub drain_timeout: Duration,
+}
+
+#[derive(Args, Debug)]
 #[command(next_help_heading = "Tailnet node")]
 pub struct NodeArguments {
     /// Where node identities and certificates are kept, a directory for each Gateway
@@ -112,6 +251,13 @@ pub struct NodeArguments {
     /// Tags of the nodes, such as `tag:web,tag:prod`
     #[arg(long, env = "TS_TAGS", value_delimiter = ',', value_parser = tag, value_name = "TAGS")]
     pub tags: Vec<String>,
+    #[command(flatten)]
+    pub engine: EngineArguments,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Tailnet engine")]
+pub struct EngineArguments {
     /// Control server, when it is not Tailscale's
     #[arg(long, env = "TS_CONTROL_URL", value_name = "URL")]
     pub control_url: Option<String>,
@@ -186,6 +332,23 @@ fn duration(text: &str) -> Result<Duration, String> {
         .filter(|&millis| millis > 0)
         .map(Duration::from_millis)
         .ok_or_else(|| "a duration is a whole number above 0 and ms, s, m or h".into())
+}
+
+/// Parses `NAME=VALUE`.
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("an environment variable is NAME=VALUE".into()),
+    }
+}
+
+fn object_name(text: &str) -> Result<ObjectName, String> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+            Ok(ObjectName::new(namespace, name))
+        }
+        _ => Err("a Gateway is NAMESPACE/NAME".into()),
+    }
 }
 
 /// Parses a tag as the tailnet policy spells it: `tag:`, a letter, then letters, digits and dashes.

@@ -12,6 +12,7 @@ pub mod api;
 pub mod app;
 pub mod args;
 pub mod check;
+pub mod controller;
 pub mod discovery;
 pub mod drain;
 pub mod index;

@@ -20,11 +20,9 @@ fn main() -> ExitCode {
     }
     let result = match arguments.verb {
         Verb::Check(check) => return run_check(&check),
-        Verb::Run(run) => runtime().and_then(|runtime| {
-            runtime
-                .block_on(app::run(*run))
-                .map_err(|error| error.to_string())
-        }),
+        Verb::Run(run) => block_on(app::run(*run)),
+        Verb::Controller(controller) => block_on(app::controller(*controller)),
+        Verb::Proxy(proxy) => block_on(app::proxy(*proxy)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -33,6 +31,10 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn block_on<E: std::fmt::Display>(verb: impl Future<Output = Result<(), E>>) -> Result<(), String> {
+    runtime()?.block_on(verb).map_err(|error| error.to_string())
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, String> {

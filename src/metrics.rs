@@ -56,6 +56,12 @@ struct PathLabels {
     path: &'static str,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ApiLabels {
+    operation: &'static str,
+    code: String,
+}
+
 /// All metrics of the process.
 #[derive(Clone)]
 pub struct Metrics {
@@ -77,6 +83,7 @@ struct Inner {
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
     discovery: discovery::Families,
+    api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
 
@@ -133,6 +140,7 @@ impl Default for Metrics {
             node_running: Family::default(),
             node_peers: Family::default(),
             discovery: discovery::Families::new(),
+            api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
         };
@@ -202,6 +210,11 @@ impl Default for Metrics {
         );
         inner.discovery.register(&mut registry);
         registry.register(
+            "tailscale_api_requests",
+            "Requests to Tailscale's API, by operation and status code; none is no answer",
+            inner.api_requests.clone(),
+        );
+        registry.register(
             "build",
             "Versions",
             Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
@@ -259,6 +272,13 @@ impl Metrics {
             .certificate_expiry
             .get_or_create(&labels)
             .set(expiry);
+    }
+
+    /// Counts a request to Tailscale's API with the status of its answer.
+    pub fn api_request(&self, operation: &'static str, status: Option<u16>) {
+        let code = status.map_or_else(|| "none".into(), |status| status.to_string());
+        let labels = ApiLabels { operation, code };
+        self.inner.api_requests.get_or_create(&labels).inc();
     }
 
     /// Whether a Gateway's node is up, and how many peers it reaches directly and by relay.

@@ -10,6 +10,19 @@ pub const INVALID: &str = "Invalid";
 
 // GatewayClass
 pub const INVALID_PARAMETERS: &str = "InvalidParameters";
+/// Ours, of a GatewayClass that is not accepted: its credentials were tried.
+pub const INVALID_CREDENTIALS: &str = "InvalidCredentials";
+pub const MISSING_SCOPE: &str = "MissingScope";
+pub const API_UNREACHABLE: &str = "APIUnreachable";
+pub const API_RATE_LIMITED: &str = "APIRateLimited";
+/// All reasons for which a GatewayClass is not accepted.
+pub const CLASS_REFUSALS: &[&str] = &[
+    INVALID_PARAMETERS,
+    INVALID_CREDENTIALS,
+    MISSING_SCOPE,
+    API_UNREACHABLE,
+    API_RATE_LIMITED,
+];
 
 // Gateway
 pub const LISTENERS_NOT_VALID: &str = "ListenersNotValid";

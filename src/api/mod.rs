@@ -1,6 +1,7 @@
 //! The objects that tailway reads: types of the Gateway API, and what is ours in them.
 
 pub mod conditions;
+pub mod tailnets;
 #[rustfmt::skip]
 #[allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
 pub mod gateway_api;
@@ -13,6 +14,7 @@ use k8s_openapi::api::{
     core::v1::{Namespace, Secret, Service},
     discovery::v1::EndpointSlice,
 };
+use tailnets::TailscaleTailnet;
 
 /// `spec.controllerName` of the GatewayClasses that are ours.
 pub const CONTROLLER: &str = "tailway.michaelbeaumont.github.io/controller";
@@ -22,6 +24,9 @@ pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 
 /// What the keys of `tls.options` that are ours start with.
 pub const OPTION_PREFIX: &str = "gateway.tailscale.com/";
+
+/// API group of tailway's own kinds.
+pub const TAILWAY_GROUP: &str = "gateway.tailscale.com";
 
 /// Key of `tls.options` that asks for the tailnet's certificate.
 pub const CERTIFICATE_OPTION: &str = "gateway.tailscale.com/certificate";
@@ -40,4 +45,5 @@ pub enum Object {
     EndpointSlice(Box<EndpointSlice>),
     Secret(Box<Secret>),
     Namespace(Box<Namespace>),
+    Tailnet(Box<TailscaleTailnet>),
 }

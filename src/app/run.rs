@@ -1,8 +1,12 @@
 //! `tailway run`: every Gateway of the files is a node in this process.
 
+use super::{
+    signals::{SignalError, Signals},
+    snapshots_yaml,
+};
 use crate::{
     admin::{self, Admin},
-    args::{LimitArguments, NodeArguments, RunArguments},
+    args::{NodeArguments, RunArguments},
     check,
     drain::Drain,
     index::{Index, Outcome},
@@ -19,10 +23,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
-};
+use tokio::sync::mpsc;
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -38,8 +39,8 @@ pub enum RunError {
     State { path: PathBuf, error: io::Error },
     #[error("there is no home directory to keep state in: set --state-dir")]
     NoStateDirectory,
-    #[error("signals cannot be handled: {0}")]
-    Signals(io::Error),
+    #[error(transparent)]
+    Signals(#[from] SignalError),
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -49,7 +50,8 @@ pub enum RunError {
 pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
     let mut signals = Signals::register()?;
     tailnet::forward_logs()?;
-    tailnet::set_memory(arguments.node.engine_memory, Some(arguments.node.engine_gc))?;
+    let engine = &arguments.node.engine;
+    tailnet::set_memory(engine.engine_memory, Some(engine.engine_gc))?;
     let mut changes = source::watch(arguments.files.clone())?;
     let loaded = changes
         .recv()
@@ -63,7 +65,7 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
         limits: Limits::from(&arguments.limits),
         metrics: Metrics::default(),
         schedule: Schedule {
-            check: arguments.node.certificate_check,
+            check: engine.certificate_check,
             ..Schedule::default()
         },
     };
@@ -85,30 +87,6 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
     }
     admin.abort();
     Ok(())
-}
-
-/// SIGTERM and SIGINT.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn register() -> Result<Self, RunError> {
-        let signals = Self {
-            terminate: signal(SignalKind::terminate()).map_err(RunError::Signals)?,
-            interrupt: signal(SignalKind::interrupt()).map_err(RunError::Signals)?,
-        };
-        tailnet::patch_signal_handlers()?;
-        Ok(signals)
-    }
-
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 /// How the nodes of this process are to be.
@@ -142,9 +120,9 @@ impl Nodes {
         Ok(Self {
             state,
             auth,
-            ephemeral: arguments.ephemeral,
-            control_url: arguments.control_url.clone(),
-            tcp_buffer: arguments.tcp_buffer,
+            ephemeral: arguments.engine.ephemeral,
+            control_url: arguments.engine.control_url.clone(),
+            tcp_buffer: arguments.engine.tcp_buffer,
         })
     }
 
@@ -451,33 +429,10 @@ impl admin::View for View {
     }
 
     fn config(&self) -> String {
-        let outcome = self.outcome();
-        let snapshots =
-            outcome
-                .snapshots
-                .values()
-                .map(|snapshot| match serde_saphyr::to_string(snapshot) {
-                    Ok(text) => format!("---\n{text}"),
-                    Err(error) => {
-                        format!("---\n# {} cannot be written: {error}\n", snapshot.gateway)
-                    }
-                });
-        snapshots.collect()
+        snapshots_yaml(self.outcome().snapshots.values())
     }
 
     fn status(&self) -> String {
         check::yaml(&self.outcome().statuses)
-    }
-}
-
-impl From<&LimitArguments> for Limits {
-    fn from(arguments: &LimitArguments) -> Self {
-        Self {
-            handshake_timeout: arguments.handshake_timeout,
-            connect_timeout: arguments.connect_timeout,
-            idle_timeout: arguments.idle_timeout,
-            connections: arguments.max_connections,
-            connections_per_peer: arguments.max_connections_per_peer,
-        }
     }
 }

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     api::{
-        CONTROLLER, conditions as c,
+        CONTROLLER, TAILWAY_GROUP, conditions as c,
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     },
     model::{
@@ -137,9 +137,18 @@ fn parameters(objects: &Objects, class: &GatewayClass) -> Result<(), Finding> {
         return Ok(());
     };
     let invalid = |message: String| Err(Finding::new(c::INVALID_PARAMETERS, message));
+    if (reference.group.as_str(), reference.kind.as_str()) == (TAILWAY_GROUP, "TailscaleTailnet") {
+        let name = &reference.name;
+        return match objects.tailnets.get(&ObjectName::new("", name)) {
+            Some(_) => Ok(()),
+            None => invalid(format!(
+                "parametersRef: there is no TailscaleTailnet {name}"
+            )),
+        };
+    }
     if !reference.group.is_empty() || reference.kind != "Secret" {
         return invalid(format!(
-            "parametersRef is a {}: a Secret can be one",
+            "parametersRef is a {}: a Secret or a TailscaleTailnet can be one",
             super::qualified(&reference.kind, &reference.group)
         ));
     }
@@ -531,11 +540,23 @@ fn node_conditions(report: &NodeReport, generation: i64) -> impl Iterator<Item =
         c::TAILNET_READY,
         tailnet.is_none(),
         tailnet.unwrap_or(c::TAILNET_UP),
-        &report.tailnet.message,
+        tailnet_message(report),
         generation,
     );
     let certificate = certificate_condition(&report.certificate, generation);
     std::iter::once(tailnet).chain(certificate)
+}
+
+fn tailnet_message(report: &NodeReport) -> &str {
+    match (&report.tailnet.state, &report.programmed) {
+        // Nothing has been heard of the node itself.
+        (TailnetState::Joining, Programmed::No { message, .. })
+            if report.tailnet.message.is_empty() =>
+        {
+            message
+        }
+        _ => &report.tailnet.message,
+    }
 }
 
 /// `True` while a certificate is served, whatever became of its renewal; the message says when it

@@ -26,6 +26,7 @@ use crate::{
     api::{
         Object,
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway, tcproutes::TcpRoute},
+        tailnets::TailscaleTailnet,
     },
     model::{NodeReport, ObjectName, Snapshot},
 };
@@ -58,6 +59,8 @@ pub struct Subjects {
     pub classes: BTreeMap<ObjectName, Arc<GatewayClass>>,
     pub gateways: BTreeMap<ObjectName, Arc<Gateway>>,
     pub tcp_routes: BTreeMap<ObjectName, Arc<TcpRoute>>,
+    /// They have none; what a GatewayClass refers to.
+    pub tailnets: BTreeMap<ObjectName, Arc<TailscaleTailnet>>,
 }
 
 /// What follows from the objects.
@@ -88,6 +91,7 @@ impl Index {
             classes: self.objects.classes.clone(),
             gateways: self.objects.gateways.clone(),
             tcp_routes: self.objects.tcp_routes.clone(),
+            tailnets: self.objects.tailnets.clone(),
         }
     }
 

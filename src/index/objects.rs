@@ -6,6 +6,7 @@ use crate::{
             gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrant,
             tcproutes::TcpRoute,
         },
+        tailnets::TailscaleTailnet,
     },
     model::ObjectName,
 };
@@ -36,6 +37,7 @@ pub enum Kind {
     EndpointSlice,
     Secret,
     Namespace,
+    Tailnet,
 }
 
 /// Kind and name of an object; the namespace of cluster-scoped ones is empty.
@@ -58,6 +60,7 @@ pub(super) struct Objects {
     slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
     pub(super) secrets: BTreeMap<ObjectName, TlsSecret>,
     pub(super) namespaces: BTreeMap<ObjectName, Namespace>,
+    pub(super) tailnets: BTreeMap<ObjectName, Arc<TailscaleTailnet>>,
 }
 
 /// Age before name: the order in which objects that conflict take precedence (Gateway API,
@@ -92,6 +95,7 @@ impl fmt::Display for Kind {
             Self::EndpointSlice => "EndpointSlice",
             Self::Secret => "Secret",
             Self::Namespace => "Namespace",
+            Self::Tailnet => "TailscaleTailnet",
         })
     }
 }
@@ -109,6 +113,7 @@ impl Key {
             Object::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata, true),
             Object::Secret(o) => (Kind::Secret, &o.metadata, true),
             Object::Namespace(o) => (Kind::Namespace, &o.metadata, false),
+            Object::Tailnet(o) => (Kind::Tailnet, &o.metadata, false),
         };
         let namespace = match (&metadata.namespace, namespaced) {
             (_, false) => String::new(),
@@ -146,6 +151,7 @@ impl Objects {
             Object::EndpointSlice(o) => self.apply_slice(name, *o),
             Object::Secret(o) => drop(self.secrets.insert(name, TlsSecret::of(&o))),
             Object::Namespace(o) => drop(self.namespaces.insert(name, *o)),
+            Object::Tailnet(o) => drop(self.tailnets.insert(name, Arc::from(o))),
         }
     }
 
@@ -160,6 +166,7 @@ impl Objects {
             Kind::EndpointSlice => self.delete_slice(name),
             Kind::Secret => drop(self.secrets.remove(name)),
             Kind::Namespace => drop(self.namespaces.remove(name)),
+            Kind::Tailnet => drop(self.tailnets.remove(name)),
         }
     }
 

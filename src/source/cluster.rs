@@ -1,7 +1,7 @@
 //! Objects of a Kubernetes cluster: each kind is watched at a version that the cluster serves.
 
 use crate::{
-    api::{GATEWAY_GROUP, Object},
+    api::{GATEWAY_GROUP, Object, TAILWAY_GROUP},
     index::{Key, Kind},
     model::ObjectName,
 };
@@ -73,7 +73,7 @@ const BACKLOG: usize = 1024;
 /// Label of the objects that the controller makes.
 const MANAGED: &str = "app.kubernetes.io/managed-by!=tailway-controller";
 
-const GATEWAY_KINDS: &[Watched] = &[
+const KINDS: &[Watched] = &[
     gateway_kind(
         Kind::GatewayClass,
         "GatewayClass",
@@ -108,6 +108,13 @@ const GATEWAY_KINDS: &[Watched] = &[
         group: "",
         versions: &["v1"],
         plural: "namespaces",
+    },
+    Watched {
+        kind: Kind::Tailnet,
+        name: "TailscaleTailnet",
+        group: TAILWAY_GROUP,
+        versions: &["v1alpha1"],
+        plural: "tailscaletailnets",
     },
 ];
 
@@ -177,7 +184,7 @@ fn scopes(settings: &ClusterSettings) -> Vec<Scope> {
         namespace,
         config: watcher::Config::default().fields("type=kubernetes.io/tls"),
     };
-    let mut scopes: Vec<_> = GATEWAY_KINDS.iter().map(everything).collect();
+    let mut scopes: Vec<_> = KINDS.iter().map(everything).collect();
     match &settings.secret_namespaces {
         None => scopes.push(certificates(None)),
         Some(namespaces) => {
@@ -194,6 +201,46 @@ fn scopes(settings: &ClusterSettings) -> Vec<Scope> {
     scopes
 }
 
+/// The best version of a kind that can be read and that the cluster serves.
+///
+/// # Errors
+/// When the API server cannot be asked.
+pub async fn served(client: &Client, kind: Kind) -> kube::Result<Option<ApiResource>> {
+    let mut kinds = KINDS.iter().chain([&SECRET]);
+    match kinds.find(|watched| watched.kind == kind) {
+        Some(watched) => best(client, watched).await,
+        None => Ok(None),
+    }
+}
+
+async fn best(client: &Client, watched: &Watched) -> kube::Result<Option<ApiResource>> {
+    let Watched {
+        name,
+        group,
+        versions,
+        plural,
+        ..
+    } = *watched;
+    for version in versions {
+        let found = if group.is_empty() {
+            client.list_core_api_resources(version).await
+        } else {
+            let group_version = format!("{group}/{version}");
+            client.list_api_group_resources(&group_version).await
+        };
+        let resources = match found {
+            Ok(resources) => resources,
+            Err(kube::Error::Api(status)) if status.code == 404 => continue,
+            Err(error) => return Err(error),
+        };
+        if resources.resources.iter().any(|r| r.name == plural) {
+            let kind = GroupVersionKind::gvk(group, version, name);
+            return Ok(Some(ApiResource::from_gvk_with_plural(&kind, plural)));
+        }
+    }
+    Ok(None)
+}
+
 struct Watch {
     client: Client,
     scope: Scope,
@@ -208,7 +255,7 @@ impl Watch {
     async fn run(mut self) -> Infallible {
         let mut missed = false;
         loop {
-            match self.served().await {
+            match best(&self.client, &self.scope.watched).await {
                 Ok(Some(resource)) => {
                     if missed {
                         tracing::info!(kind = self.scope.watched.name, "the cluster serves it now");
@@ -233,35 +280,6 @@ impl Watch {
                 }
             }
         }
-    }
-
-    /// The best version that the cluster serves.
-    async fn served(&self) -> kube::Result<Option<ApiResource>> {
-        let Watched {
-            name,
-            group,
-            versions,
-            plural,
-            ..
-        } = self.scope.watched;
-        for version in versions {
-            let found = if group.is_empty() {
-                Ok(self.client.list_core_api_resources(version).await?)
-            } else {
-                let group_version = format!("{group}/{version}");
-                self.client.list_api_group_resources(&group_version).await
-            };
-            let resources = match found {
-                Ok(resources) => resources,
-                Err(kube::Error::Api(status)) if status.code == 404 => continue,
-                Err(error) => return Err(error),
-            };
-            if resources.resources.iter().any(|r| r.name == plural) {
-                let kind = GroupVersionKind::gvk(group, version, name);
-                return Ok(Some(ApiResource::from_gvk_with_plural(&kind, plural)));
-            }
-        }
-        Ok(None)
     }
 
     /// Watches until the cluster serves the kind no more.
@@ -381,6 +399,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
             .map(Object::Secret)
             .map_err(|_| "its data is not as a Secret's".into()),
         Kind::Namespace => parse(value).map(Object::Namespace),
+        Kind::Tailnet => parse(value).map(Object::Tailnet),
     }
 }
 

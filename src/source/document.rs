@@ -4,7 +4,7 @@ use super::{
     fields::{Place, field_at, locate, unknown_fields},
     rules::violations,
 };
-use crate::api::{GATEWAY_GROUP, Object};
+use crate::api::{GATEWAY_GROUP, Object, TAILWAY_GROUP};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use std::{fmt, path::PathBuf};
@@ -186,6 +186,7 @@ impl Document<'_> {
             }
             ("", "Secret", "v1") => Object::Secret(self.secret(value.clone())?),
             ("", "Namespace", "v1") => Object::Namespace(self.parse(value)?),
+            (TAILWAY_GROUP, "TailscaleTailnet", "v1alpha1") => Object::Tailnet(self.parse(value)?),
             _ => return Ok(None),
         }))
     }

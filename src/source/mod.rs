@@ -8,7 +8,7 @@ mod generations;
 mod rules;
 mod watch;
 
-pub use cluster::{Change, ClusterSettings, Watches, watch_cluster};
+pub use cluster::{Change, ClusterSettings, Watches, served, watch_cluster};
 pub use document::Problem;
 pub use fields::Place;
 pub use files::{LoadError, Loaded, load};

@@ -10,6 +10,7 @@
 //!
 //! `unsafe` stays in [`ffi`]; that a connection is a file descriptor stays in [`connection`].
 
+pub mod api;
 mod connection;
 mod error;
 mod ffi;
@@ -17,6 +18,7 @@ mod listener;
 mod node;
 mod packet;
 mod process;
+mod secret_store;
 mod status;
 
 pub use connection::{Connection, EndReason, Ended, Pending, Splice};
@@ -28,4 +30,5 @@ pub use packet::PacketSocket;
 pub use process::{
     counts, forward_logs, patch_signal_handlers, set_environment, set_memory, tailscale_version,
 };
+pub use secret_store::{SecretStore, StoreError};
 pub use status::{Peers, Status};

@@ -102,7 +102,7 @@ impl Secret {
         Self(text.into())
     }
 
-    fn reveal(&self) -> &str {
+    pub(super) fn reveal(&self) -> &str {
         &self.0
     }
 }

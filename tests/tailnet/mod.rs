@@ -1,5 +1,6 @@
 //! Tests on real tailnet nodes: control server, DERP, STUN and ACME of `localtailnet`, on loopback.
 
+mod api;
 mod certificates;
 mod connections;
 mod nodes;

@@ -171,6 +171,58 @@ async fn a_refused_key_is_said_at_once_and_without_a_key_the_login_url_is_told()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_client_secret_with_tags_joins_a_node_that_stays_and_needs_it_once() {
+    let tailnet = Tailnet::start().await;
+    let yaml = gateway("client", page("hello").await);
+    let api = tailnet.field("api_url");
+    let secret = format!("{}?baseURL={api}", tailnet.field("oauth_client_secret"));
+    let arguments = ["--client-secret", &secret, "--tags", "tag:web,tag:prod"];
+    let options = Options {
+        yaml: &yaml,
+        auth_key: None,
+        arguments: &arguments,
+    };
+    let tailway = Tailway::start_with(&tailnet, &options).await;
+    tailway.ready().await;
+    let url = format!("https://client.{}/", tailnet.domain());
+    assert_eq!(tailnet.visit(&url).await.unwrap()["body"], "hello");
+    let joined = tailnet.get("/nodes/client").await;
+    assert_eq!(
+        (&joined["tags"], &joined["ephemeral"]),
+        (&json!(["tag:web", "tag:prod"]), &json!(false))
+    );
+    let log = tailway.log();
+    assert!(!log.contains("tskey-"), "{log}");
+
+    let directory = tailway.stop().await;
+    tailnet.post("/api/stop", json!({})).await;
+    let again = Tailway::start_in(&tailnet, &options, directory).await;
+    again.ready().await;
+    assert_eq!(tailnet.get("/nodes/client").await["id"], joined["id"]);
+    let calls = tailnet.get("/api/calls").await;
+    let minted = calls.as_array().unwrap().iter();
+    let minted = minted.filter(|call| call["path"] == "/api/v2/tailnet/-/keys");
+    assert_eq!(minted.count(), 1, "{calls}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_secret_that_is_refused_is_said() {
+    let tailnet = Tailnet::start().await;
+    let yaml = gateway("refused", echo().await);
+    let api = tailnet.field("api_url");
+    let secret = format!("tskey-client-wrong?baseURL={api}");
+    let options = Options {
+        yaml: &yaml,
+        auth_key: None,
+        arguments: &["--client-secret", &secret, "--tags", "tag:web"],
+    };
+    let tailway = Tailway::start_with(&tailnet, &options).await;
+    tailway.logs("API token invalid").await;
+    let answer = tailway.unready("API token invalid").await;
+    assert!(!answer.contains(&secret) && !tailway.log().contains("tskey-"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_state_directory_that_is_in_use_is_said() {
     let tailnet = Tailnet::start().await;
     let yaml = gateway("locked", echo().await);

@@ -126,7 +126,9 @@ extern int tailscale_set_store(tailscale sd, tailscale_store_read_fn read,
 
 extern int tailscale_set_hostname(tailscale sd, const char *hostname);
 extern int tailscale_set_authkey(tailscale sd, const char *key);
-// OAuth client secret ("tskey-client-…"); needs tags.
+// OAuth client secret ("tskey-client-…"); needs tags. A node that has joined
+// before does not use it. "?baseURL=URL" at its end names another API than
+// Tailscale's.
 extern int tailscale_set_client_secret(tailscale sd, const char *secret);
 // Comma-separated, each "tag:name".
 extern int tailscale_set_tags(tailscale sd, const char *tags);

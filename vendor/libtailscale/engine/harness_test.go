@@ -28,6 +28,8 @@ var tailnet struct {
 	ControlURL string            `json:"control_url"`
 	AdminURL   string            `json:"admin_url"`
 	AuthKey    string            `json:"auth_key"`
+	APIURL     string            `json:"api_url"`
+	Secret     string            `json:"oauth_client_secret"`
 	Domain     string            `json:"domain"`
 	Env        map[string]string `json:"env"`
 }
@@ -87,6 +89,12 @@ func runWithTailnet(m *testing.M) (int, error) {
 
 func ask(t *testing.T, method, path string, body any) {
 	t.Helper()
+	askFor(t, method, path, body, nil)
+}
+
+// askFor is ask with the answer; into may be nil.
+func askFor(t *testing.T, method, path string, body, into any) {
+	t.Helper()
 	text, err := json.Marshal(body)
 	check(t, err)
 	request, err := http.NewRequest(method, tailnet.AdminURL+path, bytes.NewReader(text))
@@ -98,6 +106,9 @@ func ask(t *testing.T, method, path string, body any) {
 	check(t, err)
 	if response.StatusCode != http.StatusOK {
 		t.Fatalf("%s %s: %s: %s", method, path, response.Status, answer)
+	}
+	if into != nil {
+		check(t, json.Unmarshal(answer, into))
 	}
 }
 

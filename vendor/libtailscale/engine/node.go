@@ -93,9 +93,16 @@ func (n *Node) start() error {
 		}
 		o.Store = file
 	}
+	secret := o.clientSecret()
+	if hasIdentity(o.Store) {
+		// With a secret the engine mints a key at every start, also for a node
+		// that needs none, and does not start while it cannot.
+		secret = ""
+		forgetVariable("TS_CLIENT_SECRET")
+	}
 	n.server = &tsnet.Server{
 		Dir: n.dir.path, Store: o.Store, Hostname: o.Hostname,
-		AuthKey: o.AuthKey, ClientSecret: o.ClientSecret, AdvertiseTags: o.Tags,
+		AuthKey: o.AuthKey, ClientSecret: secret, AdvertiseTags: o.Tags,
 		Ephemeral: o.Ephemeral, ControlURL: o.ControlURL, Port: o.Port,
 		Logf: log(false), UserLogf: log(true),
 	}

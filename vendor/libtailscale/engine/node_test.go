@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -367,6 +368,70 @@ func TestANodeIsTheSameAfterARestart(t *testing.T) {
 	}
 	if names[0].NodeID != names[1].NodeID || names[0].DNSName != names[1].DNSName {
 		t.Errorf("the node was %v and is %v", names[0].NodeID, names[1].NodeID)
+	}
+}
+
+func TestAClientSecretLetsTheNodeInOnceAndAsTheOptionsSay(t *testing.T) {
+	// The engine reads this, where it is given no secret.
+	t.Setenv("TS_CLIENT_SECRET", tailnet.Secret+"?baseURL="+tailnet.APIURL)
+	for name, scene := range map[string]struct {
+		ephemeral, want bool
+		attributes      string
+	}{
+		"client-kept":      {ephemeral: false, want: false},
+		"client-ephemeral": {ephemeral: true, want: true},
+		"client-by-secret": {ephemeral: false, want: true, attributes: "&ephemeral=true"},
+	} {
+		dir := t.TempDir()
+		minted := func() (keys int) {
+			var calls []struct{ Method, Path string }
+			askFor(t, "GET", "/api/calls", nil, &calls)
+			for _, call := range calls {
+				if call.Method == "POST" && strings.HasSuffix(call.Path, "/keys") {
+					keys++
+				}
+			}
+			return keys
+		}
+		before := minted()
+		for range 2 {
+			node := startNode(t, func(o *Options) {
+				o.Hostname, o.Memory, o.Dir, o.Ephemeral = name, false, dir, scene.ephemeral
+				o.AuthKey, o.ClientSecret, o.Tags = "", tailnet.Secret+"?baseURL="+tailnet.APIURL+scene.attributes, []string{"tag:web"}
+			})
+			_, err := node.Up(withPatience(t))
+			check(t, err)
+			var shown struct {
+				Tags      []string
+				Ephemeral bool
+			}
+			askFor(t, "GET", "/nodes/"+name, nil, &shown)
+			if !slices.Equal(shown.Tags, []string{"tag:web"}) || shown.Ephemeral != scene.want {
+				t.Errorf("%s joined as %+v", name, shown)
+			}
+			check(t, node.Close(patience))
+			if scene.want {
+				break // gone with its end
+			}
+		}
+		if keys := minted() - before; keys != 1 {
+			t.Errorf("%s: %d keys were minted, want 1", name, keys)
+		}
+	}
+}
+
+func TestAClientSecretThatCannotBeUsedIsSaid(t *testing.T) {
+	for secret, want := range map[string]string{
+		"some-secret": "tskey-client-",
+		"tskey-client-wrong?baseURL=" + tailnet.APIURL:      "API token invalid",
+		"tskey-client-wrong?color=red":                      "color",
+		tailnet.Secret + "?baseURL=http://127.0.0.1:1":      "connection refused",
+		tailnet.Secret + "?baseURL=" + tailnet.APIURL + "%": "invalid URL escape",
+	} {
+		_, err := Start(Options{Memory: true, ControlURL: tailnet.ControlURL, ClientSecret: secret, Tags: []string{"tag:web"}})
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) {
+			t.Errorf("starting says %v, want %q", err, want)
+		}
 	}
 }
 

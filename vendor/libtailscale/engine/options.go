@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -74,6 +75,8 @@ func (o *Options) check() error {
 		return errors.New("the node has more than one place for its state: set one of directory, store and memory store")
 	case o.ClientSecret != "" && len(o.Tags) == 0:
 		return errors.New("an OAuth client secret needs tags")
+	case o.ClientSecret != "" && !strings.HasPrefix(o.ClientSecret, "tskey-client-"):
+		return errors.New("the OAuth client secret does not start with tskey-client-")
 	}
 	if o.ControlURL != "" {
 		u, err := url.Parse(o.ControlURL)
@@ -82,6 +85,39 @@ func (o *Options) check() error {
 		}
 	}
 	return nil
+}
+
+// clientSecret is the OAuth client secret with what the key that is minted with
+// it is to be: without a word the engine makes the node ephemeral, whatever the
+// options say, and lets it wait for approval.
+func (o *Options) clientSecret() string {
+	if o.ClientSecret == "" {
+		return ""
+	}
+	secret, text, _ := strings.Cut(o.ClientSecret, "?")
+	attributes, err := url.ParseQuery(text)
+	if err != nil {
+		return o.ClientSecret // for the engine to refuse
+	}
+	for name, value := range map[string]bool{"ephemeral": o.Ephemeral, "preauthorized": true} {
+		if !attributes.Has(name) {
+			attributes.Set(name, strconv.FormatBool(value))
+		}
+	}
+	return secret + "?" + attributes.Encode()
+}
+
+// forgetVariable keeps the engine from reading what the options decide.
+func forgetVariable(name string) {
+	if os.Getenv(name) != "" {
+		os.Unsetenv(name)
+	}
+}
+
+// hasIdentity says whether a node has joined with this state.
+func hasIdentity(state ipn.StateStore) bool {
+	profile, err := state.ReadState(ipn.CurrentProfileStateKey)
+	return err == nil && len(profile) > 0
 }
 
 // stateDir is a directory that this process alone uses.

@@ -51,8 +51,11 @@ func (t *Tailnet) adminHandler() http.Handler {
 	handle("POST /nodes/{name}/login", t.adminLogin)
 	handle("POST /nodes/{name}/expire", t.adminExpire)
 	handle("POST /nodes/{name}/rename", t.adminRename)
+	handle("POST /nodes/{name}/approve", t.adminApprove)
 	handle("POST /nodes/{name}/capabilities", t.adminCapabilities)
+	handle("POST /approval", t.adminApproval)
 	handle("POST /auth-keys", t.adminAuthKey)
+	t.adminAPI(handle)
 	handle("POST /filter", t.adminFilter)
 	handle("GET /dns", func(*http.Request) (any, error) { return t.dns.state(), nil })
 	handle("POST /dns/hold", t.adminDNS(t.dns.hold))
@@ -88,6 +91,7 @@ type shownNode struct {
 	ProfilePicURL string     `json:"profile_pic_url"`
 	Online        bool       `json:"online"`
 	Ephemeral     bool       `json:"ephemeral"`
+	Approved      bool       `json:"approved"`
 	Expired       bool       `json:"expired"`
 	KeyExpiry     *time.Time `json:"key_expiry"`
 	HomeDERP      int        `json:"home_derp"`
@@ -103,7 +107,7 @@ func (r *registry) shownLocked(n *node) shownNode {
 		ID: int64(n.id), StableID: string(n.stableID), Name: n.name, FQDN: n.name + "." + r.config.Domain,
 		Addresses: addressStrings(n.addresses), Tags: append([]string{}, n.tags...),
 		Login: profile.LoginName, DisplayName: profile.DisplayName, ProfilePicURL: profile.ProfilePicURL,
-		Online: n.online(), Ephemeral: n.ephemeral, Expired: n.expired(), HomeDERP: n.homeDERP, Endpoints: len(n.endpoints),
+		Online: n.online(), Ephemeral: n.ephemeral, Approved: !n.unapproved, Expired: n.expired(), HomeDERP: n.homeDERP, Endpoints: len(n.endpoints),
 		Registrations: n.registrations, Polls: n.polls, Updates: n.updates,
 	}
 	if !n.keyExpiry.IsZero() {
@@ -244,19 +248,32 @@ func (t *Tailnet) adminRename(r *http.Request) (any, error) {
 		if other := t.nodes.byNameLocked(body.Name); other != nil && other != n {
 			return refuse(http.StatusConflict, "another node is named %q", body.Name)
 		}
-		for i := range t.nodes.grants {
-			granted := &t.nodes.grants[i]
-			if granted.Destination == n.name {
-				granted.Destination = body.Name
-			}
-			if granted.Source == n.name {
-				granted.Source = body.Name
-			}
-		}
-		t.nodes.setNameLocked(n, body.Name)
+		t.nodes.renameLocked(n, body.Name)
 		n.renamed = true
 		return nil
 	})
+}
+
+func (t *Tailnet) adminApprove(r *http.Request) (any, error) {
+	if err := readNothing(r); err != nil {
+		return nil, err
+	}
+	return t.changeNode(r, func(n *node) error { n.unapproved = false; return nil })
+}
+
+// adminApproval decides whether later nodes wait for approval, unless their
+// key is preauthorized: {"required":true}.
+func (t *Tailnet) adminApproval(r *http.Request) (any, error) {
+	var body struct {
+		Required bool `json:"required"`
+	}
+	if err := readBody(r, &body); err != nil {
+		return nil, err
+	}
+	t.nodes.mu.Lock()
+	defer t.nodes.mu.Unlock()
+	t.nodes.approval = body.Required
+	return map[string]bool{"required": body.Required}, nil
 }
 
 // adminCapabilities replaces what a source ("src", default "*") may do at the
@@ -294,16 +311,17 @@ func (t *Tailnet) adminCapabilities(r *http.Request) (any, error) {
 
 func (t *Tailnet) adminAuthKey(r *http.Request) (any, error) {
 	var body struct {
-		Login     string   `json:"login"`
-		Tags      []string `json:"tags"`
-		Ephemeral bool     `json:"ephemeral"`
-		Reusable  bool     `json:"reusable"`
-		ExpiresIn string   `json:"expires_in"`
+		Login         string   `json:"login"`
+		Tags          []string `json:"tags"`
+		Ephemeral     bool     `json:"ephemeral"`
+		Reusable      bool     `json:"reusable"`
+		Preauthorized bool     `json:"preauthorized"`
+		ExpiresIn     string   `json:"expires_in"`
 	}
 	if err := readBody(r, &body); err != nil {
 		return nil, err
 	}
-	granted := authKey{login: body.Login, tags: body.Tags, ephemeral: body.Ephemeral, reusable: body.Reusable}
+	granted := authKey{login: body.Login, tags: body.Tags, ephemeral: body.Ephemeral, reusable: body.Reusable, approved: body.Preauthorized}
 	if granted.login == "" {
 		granted.login = t.config.Login
 	}

@@ -128,7 +128,7 @@ func (c *clients) obtain(name string, options clientOptions) (*client, error) {
 			return nil, badRequest("client %q: its name and hostname must be DNS labels in lower case", label)
 		}
 	}
-	granted := authKey{login: options.Login, tags: options.Tags, ephemeral: options.Ephemeral}
+	granted := authKey{login: options.Login, tags: options.Tags, ephemeral: options.Ephemeral, approved: true}
 	if granted.login == "" {
 		granted.login = c.tailnet.config.Login
 	}

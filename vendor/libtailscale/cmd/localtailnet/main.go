@@ -1,6 +1,7 @@
 // Command localtailnet runs a whole tailnet on loopback, for the demo and for
 // tests: a control server, DERP, STUN, an ACME server for the nodes'
-// certificates, an admin API, and clients on the tailnet.
+// certificates, a fake of Tailscale's HTTP API, an admin API, and clients on
+// the tailnet.
 //
 //	localtailnet [flags]                      run until SIGTERM or SIGINT
 //	localtailnet get -admin URL https://…     request a page as a tailnet client
@@ -19,8 +20,19 @@
 //	POST   /nodes/NAME/login           {"login","display_name","profile_pic_url"}; takes tags away
 //	POST   /nodes/NAME/expire          {} now, {"in":"1h"} or {"never":true}
 //	POST   /nodes/NAME/rename          {"name":"other"}
+//	POST   /nodes/NAME/approve         an admin lets it in
 //	POST   /nodes/NAME/capabilities    {"src":"*|NAME|LOGIN|TAG","capabilities":{"cap":[…]}}; none: take away
-//	POST   /auth-keys                  {"login","tags","ephemeral","reusable","expires_in"} → {"auth_key"}
+//	POST   /auth-keys                  {"login","tags","ephemeral","reusable","preauthorized","expires_in"} → {"auth_key"}
+//	POST   /approval                   {"required":true}: later nodes wait for it unless their key is preauthorized
+//	POST   /api/clients                {"scopes","tags","owned_tags","federated":{…}} → {"client_id","client_secret"}
+//	DELETE /api/clients/ID             its tokens end with it
+//	POST   /api/tokens/revoke          every token ends before its time
+//	POST   /api/tokens/lifetime        {"lifetime":"90s"} of later tokens
+//	POST   /api/failures               {"method","path","status","retry_after","body","hang","close","count"} → {"id"}
+//	GET    /api/failures               what fails now
+//	DELETE /api/failures, /api/failures/ID  what was made to fail works again
+//	GET    /api/calls                  time, method, path, client and status of each call; DELETE forgets them
+//	POST   /api/stop, /api/start       while it is stopped, connections are reset
 //	POST   /filter                     {"mode":"allow|deny"} or {"rules":[{"src":[…],"dst":[…],"ports":["443"]}]}
 //	GET    /dns                        TXT records, held or not, requests that wait
 //	POST   /dns/hold, /dns/release     let set-dns requests of nodes wait
@@ -40,6 +52,13 @@
 // after the start: its client waits out its dial timeout when the only port
 // fails. A node asks for its renewal window once per process and certificate,
 // so /acme/renew must come before it has asked.
+//
+// The API (api_url) is Tailscale's v2 as far as a gateway needs it: tokens for
+// OAuth clients and federated identities, auth keys that really let nodes in,
+// devices that really go. A client may give its own tags to a key, all of
+// them, or "owned_tags", those that its tags own in the policy; "*" is every
+// tag. A client is there from the start, with the scopes auth_keys and
+// devices:core, and may give any tag.
 //
 // A node without an auth key prints a login URL of the control server; opening
 // it logs the node in, as ?login=NAME when that is given.
@@ -91,6 +110,7 @@ func run(ctx context.Context, arguments []string, stdin io.Reader, stdout io.Wri
 	flags.StringVar(&config.Domain, "domain", "tail1234.ts.net", "MagicDNS suffix of the tailnet")
 	flags.StringVar(&config.Listen, "listen", "127.0.0.1:0", "loopback address of the control server")
 	flags.StringVar(&config.AdminListen, "admin-listen", "127.0.0.1:0", "loopback address of the admin API")
+	flags.StringVar(&config.APIListen, "api-listen", "127.0.0.1:0", "loopback address of the fake of Tailscale's HTTP API")
 	flags.StringVar(&config.Login, "login", "owner@example.com", "login name that owns untagged nodes")
 	flags.DurationVar(&config.CertificateLifetime, "certificate-lifetime", 90*24*time.Hour, "lifetime of issued certificates")
 	flags.DurationVar(&config.EphemeralGrace, "ephemeral-grace", 5*time.Second, "from losing an ephemeral node to removing it")

@@ -108,9 +108,9 @@ func (r *registry) mapLocked(n *node, formerPeers []tailcfg.NodeID) *tailcfg.Map
 		},
 	}
 	profiles := []tailcfg.UserProfile{r.profileLocked(n)}
-	if !n.deleted {
+	if !n.deleted && !n.unapproved {
 		for _, peer := range r.liveLocked() {
-			if peer == n {
+			if peer == n || peer.unapproved {
 				continue
 			}
 			response.Peers = append(response.Peers, r.nodeLocked(peer))
@@ -148,7 +148,7 @@ func (r *registry) nodeLocked(n *node) *tailcfg.Node {
 		Created:           n.created,
 		Tags:              n.tags,
 		Online:            &online,
-		MachineAuthorized: true,
+		MachineAuthorized: !n.unapproved,
 		Expired:           n.expired(),
 	}
 	if n.hostinfo != nil {

@@ -40,6 +40,9 @@ type node struct {
 	keyExpiry time.Time // zero: never
 	deleted   bool
 
+	// unapproved nodes see no peers and are seen by none.
+	unapproved bool
+
 	// Testcontrol drops what a node sends when AltMapStream is set, so these
 	// are kept here.
 	hostinfo  *tailcfg.Hostinfo
@@ -104,6 +107,7 @@ type registry struct {
 	logins   map[string]*pendingLogin // by token
 	grants   []grant
 	filter   []filterRule
+	approval bool          // new nodes wait for approval
 	changed  chan struct{} // closed and replaced at each change
 }
 
@@ -219,6 +223,21 @@ func (r *registry) setNameLocked(n *node, name string) {
 	base.Name = name + "." + r.config.Domain + "."
 	base.Hostinfo = (&tailcfg.Hostinfo{Hostname: name}).View()
 	r.base.UpdateNode(base)
+}
+
+// renameLocked gives a node another name, under which its grants go on.
+func (r *registry) renameLocked(n *node, name string) {
+	for i := range r.grants {
+		granted := &r.grants[i]
+		if granted.Destination == n.name {
+			granted.Destination = name
+		}
+		if granted.Source == n.name {
+			granted.Source = name
+		}
+	}
+	r.setNameLocked(n, name)
+	r.changedLocked()
 }
 
 func (r *registry) byNameLocked(name string) *node {

@@ -16,8 +16,11 @@ type authKey struct {
 	tags      []string
 	ephemeral bool
 	reusable  bool
+	approved  bool      // its nodes need no approval
 	expires   time.Time // zero: never
 }
+
+func (k *authKey) expired() bool { return !k.expires.IsZero() && !k.expires.After(time.Now()) }
 
 // pendingLogin is a login URL that was given out and waits to be opened.
 type pendingLogin struct {
@@ -123,7 +126,7 @@ func (r *registry) admit(machine key.MachinePublic, request *tailcfg.RegisterReq
 		return nil, &tailcfg.RegisterResponse{AuthURL: r.newLoginLocked(controlURL)}
 	}
 	granted, ok := r.authKeys[request.Auth.AuthKey]
-	if !ok || (!granted.expires.IsZero() && granted.expires.Before(time.Now())) {
+	if !ok || granted.expired() {
 		return nil, &tailcfg.RegisterResponse{Error: "invalid auth key: it is unknown, used up or expired"}
 	}
 	if !granted.reusable {
@@ -159,6 +162,7 @@ func (r *registry) enrol(machine key.MachinePublic, request *tailcfg.RegisterReq
 	n := r.nodes[base.ID]
 	if n == nil || n.deleted {
 		n = &node{id: base.ID, stableID: base.StableID, addresses: base.Addresses, created: time.Now()}
+		n.unapproved = r.approval && !granted.approved
 		r.nodes[base.ID] = n
 	}
 	rotated := n.key != request.NodeKey
@@ -183,7 +187,7 @@ func (r *registry) enrol(machine key.MachinePublic, request *tailcfg.RegisterReq
 	return &tailcfg.RegisterResponse{
 		User:              tailcfg.User{ID: profile.ID, DisplayName: profile.DisplayName},
 		Login:             tailcfg.Login{ID: tailcfg.LoginID(profile.ID), Provider: "localtailnet", LoginName: profile.LoginName, DisplayName: profile.DisplayName, ProfilePicURL: profile.ProfilePicURL},
-		MachineAuthorized: true,
+		MachineAuthorized: !n.unapproved,
 	}, nil
 }
 
@@ -204,11 +208,29 @@ func (r *registry) logout(machine key.MachinePublic, nodeKey key.NodePublic) {
 }
 
 func (r *registry) addAuthKey(granted authKey) string {
+	secret := newSecret("tskey-auth-local-")
+	r.enterAuthKey(secret, granted)
+	return secret
+}
+
+func (r *registry) enterAuthKey(secret string, granted authKey) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	secret := newSecret("tskey-auth-local-")
 	r.authKeys[secret] = granted
-	return secret
+}
+
+func (r *registry) removeAuthKey(secret string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.authKeys, secret)
+}
+
+// hasAuthKey says whether a key would let a node in now.
+func (r *registry) hasAuthKey(secret string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	granted, ok := r.authKeys[secret]
+	return ok && !granted.expired()
 }
 
 func (r *registry) newLoginLocked(controlURL string) string {

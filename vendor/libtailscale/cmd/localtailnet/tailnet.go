@@ -25,6 +25,7 @@ type Config struct {
 	Domain              string        // MagicDNS suffix; "tail1234.ts.net"
 	Listen              string        // address of the control server; "127.0.0.1:0"
 	AdminListen         string        // address of the admin API; "127.0.0.1:0"
+	APIListen           string        // address of the fake of Tailscale's HTTP API; "127.0.0.1:0"
 	Login               string        // owner of untagged nodes; "owner@example.com"
 	CertificateLifetime time.Duration // of leaf certificates; 90 days
 	EphemeralGrace      time.Duration // from a lost stream to removal; 5 s
@@ -40,6 +41,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.AdminListen == "" {
 		c.AdminListen = "127.0.0.1:0"
+	}
+	if c.APIListen == "" {
+		c.APIListen = "127.0.0.1:0"
 	}
 	if c.Login == "" {
 		c.Login = "owner@example.com"
@@ -67,11 +71,14 @@ type Ready struct {
 	DERP             string            `json:"derp"`
 	STUN             string            `json:"stun"`
 	AdminURL         string            `json:"admin_url"`
+	APIURL           string            `json:"api_url"`
+	OAuthClientID    string            `json:"oauth_client_id"`
+	OAuthSecret      string            `json:"oauth_client_secret"`
 	Env              map[string]string `json:"env"`
 }
 
-// Tailnet is a whole tailnet on loopback: control, DERP, STUN, ACME, the
-// admin API and the clients that were asked for.
+// Tailnet is a whole tailnet on loopback: control, DERP, STUN, ACME, the fake
+// of Tailscale's API, the admin API and the clients that were asked for.
 type Tailnet struct {
 	config  Config
 	ready   Ready
@@ -81,6 +88,8 @@ type Tailnet struct {
 	control *front
 	acme    *acmeServer
 	clients *clients
+	api     *api
+	apiGate *gate
 	servers []*http.Server
 }
 
@@ -121,7 +130,7 @@ func Start(config Config) (_ *Tailnet, err error) {
 		return nil, err
 	}
 
-	authKey := t.nodes.addAuthKey(authKey{reusable: true, login: config.Login})
+	authKey := t.nodes.addAuthKey(authKey{reusable: true, approved: true, login: config.Login})
 	authority, err := newAuthority()
 	if err != nil {
 		return nil, err
@@ -132,6 +141,14 @@ func Start(config Config) (_ *Tailnet, err error) {
 	}
 	t.acme = newACMEServer("http://"+acmeListener.Addr().String(), authority, config.CertificateLifetime, config.Domain, t.dns.values)
 	t.serve(acmeListener, t.acme.handler())
+
+	apiListener, err := listenLoopback(config.APIListen)
+	if err != nil {
+		return nil, err
+	}
+	t.api, t.apiGate = newAPI(t.nodes), newGate(apiListener)
+	client := t.api.addClient(apiClient{scopes: []string{"auth_keys", "devices:core"}, tags: []string{"tag:tailway"}, owned: []string{"*"}})
+	t.serve(t.apiGate, t.api)
 
 	adminListener, err := listenLoopback(config.AdminListen)
 	if err != nil {
@@ -147,6 +164,9 @@ func Start(config Config) (_ *Tailnet, err error) {
 		DERP:             t.relay.derpAddress,
 		STUN:             t.relay.stunAddress,
 		AdminURL:         "http://" + adminListener.Addr().String(),
+		APIURL:           "http://" + apiListener.Addr().String(),
+		OAuthClientID:    client.id,
+		OAuthSecret:      client.secret,
 		Env:              nodeEnvironment(directory),
 	}
 	for name, value := range t.ready.Env {
@@ -191,6 +211,9 @@ func (t *Tailnet) Close() error {
 	var errs []error
 	if t.clients != nil {
 		errs = append(errs, t.clients.close())
+	}
+	if t.api != nil {
+		t.api.close()
 	}
 	for _, server := range t.servers {
 		errs = append(errs, server.Close())

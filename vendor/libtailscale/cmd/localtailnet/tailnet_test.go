@@ -522,7 +522,7 @@ func TestTheProgramAnnouncesItselfAndExitsWithStdin(t *testing.T) {
 	if err := json.Unmarshal(line, &ready); err != nil {
 		t.Fatal(err)
 	}
-	if ready.ControlURL == "" || ready.AdminURL == "" || ready.AuthKey == "" || len(ready.Env) != 5 {
+	if ready.ControlURL == "" || ready.AdminURL == "" || ready.AuthKey == "" || ready.APIURL == "" || ready.OAuthClientID == "" || ready.OAuthSecret == "" || len(ready.Env) != 5 {
 		t.Fatalf("ready line: %+v", ready)
 	}
 	written, err := os.ReadFile(readyFile)

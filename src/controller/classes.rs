@@ -1,0 +1,206 @@
+//! Tries the credentials of each GatewayClass, and says what came of it.
+
+use super::{
+    parameters::{Defaults, Parameters, parameters},
+    world::{Note, World},
+};
+use crate::{
+    api::{CONTROLLER, conditions as c},
+    index::Verdict,
+    tailnet::api::{ApiClient, ApiError, ApiSettings},
+};
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+/// A client of the Tailscale API for each class. It outlives the class's credentials, so that
+/// nodes of a class that is gone can still be removed.
+#[derive(Debug, Default)]
+pub struct Clients {
+    by_class: Mutex<BTreeMap<String, (Parameters, ApiClient)>>,
+}
+
+/// Tries credentials; for the lease holder.
+#[derive(Debug)]
+pub struct Classes {
+    defaults: Defaults,
+    clients: Arc<Clients>,
+    notes: mpsc::Sender<Note>,
+    trials: BTreeMap<String, Trial>,
+}
+
+#[derive(Debug)]
+struct Trial {
+    parameters: Result<Parameters, String>,
+    task: Option<JoinHandle<()>>,
+}
+
+/// How often credentials that work are tried again: they may have been revoked.
+const PERIOD: Duration = Duration::from_secs(3600);
+
+/// Until credentials are tried again after the first failure; doubled after each.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
+const LAST_RETRY: Duration = Duration::from_secs(300);
+
+// === impl Clients ===
+
+impl Clients {
+    /// The client for a class with these parameters.
+    ///
+    /// # Errors
+    /// When none can be made of them.
+    pub fn client(&self, class: &str, parameters: &Parameters) -> Result<ApiClient, ApiError> {
+        let mut clients = self.by_class.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, client)) = clients.get(class)
+            && known == parameters
+        {
+            return Ok(client.clone());
+        }
+        let mut settings = ApiSettings::new(parameters.credentials.credentials());
+        settings.tailnet.clone_from(&parameters.tailnet);
+        if let Some(url) = &parameters.api_url {
+            settings.base_url.clone_from(url);
+        }
+        let client = ApiClient::new(settings)?;
+        clients.insert(class.into(), (parameters.clone(), client.clone()));
+        Ok(client)
+    }
+
+    /// The last client that there was for a class, with its parameters.
+    pub fn last(&self, class: &str) -> Option<(Parameters, ApiClient)> {
+        let clients = self.by_class.lock().unwrap_or_else(PoisonError::into_inner);
+        clients.get(class).cloned()
+    }
+}
+
+// === impl Classes ===
+
+impl Classes {
+    pub fn new(defaults: Defaults, clients: Arc<Clients>, notes: mpsc::Sender<Note>) -> Self {
+        Self {
+            defaults,
+            clients,
+            notes,
+            trials: BTreeMap::new(),
+        }
+    }
+
+    pub async fn run(mut self, mut worlds: watch::Receiver<Arc<World>>) -> Infallible {
+        loop {
+            let world = worlds.borrow_and_update().clone();
+            if world.listed {
+                self.look(&world).await;
+            }
+            if worlds.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn look(&mut self, world: &World) {
+        let classes = &world.subjects.classes;
+        let ours = classes
+            .iter()
+            .filter(|(_, class)| class.spec.controller_name == CONTROLLER);
+        let mut gone = std::mem::take(&mut self.trials);
+        for (name, class) in ours {
+            let name = &name.name;
+            let parameters = parameters(class, world, &self.defaults);
+            let trial = match gone.remove(name) {
+                Some(trial) if trial.parameters == parameters => trial,
+                _ => self.start(name, parameters).await,
+            };
+            self.trials.insert(name.clone(), trial);
+        }
+    }
+
+    async fn start(&self, class: &str, parameters: Result<Parameters, String>) -> Trial {
+        let refuse = |reason, message| Verdict::Refused { reason, message };
+        let verdict = match &parameters {
+            Err(message) => refuse(c::INVALID_PARAMETERS, message.clone()),
+            Ok(known) => match self.clients.client(class, known) {
+                Err(error) => refuse(reason(&error), error.to_string()),
+                Ok(client) => {
+                    let task = try_for_ever(class.to_owned(), client, self.notes.clone());
+                    return Trial {
+                        parameters,
+                        task: Some(tokio::spawn(task)),
+                    };
+                }
+            },
+        };
+        tell(&self.notes, class, verdict).await;
+        Trial {
+            parameters,
+            task: None,
+        }
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}
+
+/// Tries until it is known whether the credentials work, then now and then. What worked is taken
+/// back only when the API says so, and not because it is away.
+async fn try_for_ever(class: String, client: ApiClient, notes: mpsc::Sender<Note>) {
+    let mut worked = false;
+    let mut retry = FIRST_RETRY;
+    loop {
+        let wait = match client.verify().await {
+            Ok(()) => {
+                worked = true;
+                retry = FIRST_RETRY;
+                tell(&notes, &class, Verdict::Accepted).await;
+                PERIOD
+            }
+            Err(error) => {
+                tracing::warn!(class, %error, "the credentials of the GatewayClass cannot be used");
+                let reason = reason(&error);
+                let is_final = [c::INVALID_CREDENTIALS, c::MISSING_SCOPE].contains(&reason);
+                if is_final || !worked {
+                    worked = false;
+                    let message = error.to_string();
+                    tell(&notes, &class, Verdict::Refused { reason, message }).await;
+                }
+                let wait = error.retry_after().unwrap_or(retry);
+                retry = (retry * 2).min(LAST_RETRY);
+                wait
+            }
+        };
+        tokio::time::sleep(jitter(wait)).await;
+    }
+}
+
+async fn tell(notes: &mpsc::Sender<Note>, class: &str, verdict: Verdict) {
+    // Without a receiver the process is on its way out.
+    let _ = notes.send(Note::Verdict(class.into(), verdict)).await;
+}
+
+fn reason(error: &ApiError) -> &'static str {
+    match error {
+        ApiError::Settings(_) | ApiError::Tags { .. } => c::INVALID_PARAMETERS,
+        ApiError::Credentials { .. } | ApiError::IdentityToken(_) => c::INVALID_CREDENTIALS,
+        ApiError::MissingScope { .. } => c::MISSING_SCOPE,
+        ApiError::RateLimited { .. } => c::API_RATE_LIMITED,
+        _ => c::API_UNREACHABLE,
+    }
+}
+
+/// Up to a quarter more, so that replicas and classes do not ask at once.
+pub(super) fn jitter(wait: Duration) -> Duration {
+    use std::hash::{BuildHasher, RandomState};
+    let quarter = u64::try_from(wait.as_millis() / 4).unwrap_or(u64::MAX);
+    wait + Duration::from_millis(RandomState::new().hash_one(wait) % (quarter + 1))
+}

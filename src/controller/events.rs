@@ -1,0 +1,97 @@
+//! Kubernetes Events: what a person would want to know, once.
+
+use crate::model::ObjectName;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{
+    Client, Resource,
+    runtime::events::{Event, EventType, Recorder, Reporter},
+};
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Tells of things that happen to objects.
+#[derive(Clone)]
+#[expect(missing_debug_implementations, reason = "kube's Recorder has none")]
+pub struct Events {
+    recorder: Recorder,
+    /// What was told last, by object and reason.
+    told: Arc<Mutex<HashMap<(String, &'static str), String>>>,
+}
+
+/// How much an event matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Weight {
+    Normal,
+    Warning,
+}
+
+// === impl Events ===
+
+impl Events {
+    pub fn new(client: Client, pod: String) -> Self {
+        let reporter = Reporter {
+            controller: "tailway-controller".into(),
+            instance: Some(pod),
+        };
+        Self {
+            recorder: Recorder::new(client, reporter),
+            told: Arc::default(),
+        }
+    }
+
+    /// Tells it, unless it is what was told last of this object and reason.
+    pub async fn tell<K>(&self, object: &K, weight: Weight, reason: &'static str, note: String)
+    where
+        K: Resource<DynamicType = ()>,
+    {
+        self.tell_of(object.object_ref(&()), weight, reason, note)
+            .await;
+    }
+
+    pub async fn tell_of(
+        &self,
+        object: ObjectReference,
+        weight: Weight,
+        reason: &'static str,
+        note: String,
+    ) {
+        let key = (object.uid.clone().unwrap_or_default(), reason);
+        let before = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.insert(key, note.clone())
+        };
+        if before.as_ref() == Some(&note) {
+            return;
+        }
+        let event = Event {
+            type_: match weight {
+                Weight::Normal => EventType::Normal,
+                Weight::Warning => EventType::Warning,
+            },
+            reason: reason.into(),
+            note: Some(cut(note)),
+            action: "Reconcile".into(),
+            secondary: None,
+        };
+        if let Err(error) = self.recorder.publish(&event, &object).await {
+            let name = ObjectName::new(
+                object.namespace.unwrap_or_default(),
+                object.name.unwrap_or_default(),
+            );
+            tracing::debug!(object = %name, reason, %error, "the event could not be written");
+        }
+    }
+}
+
+/// An event's note holds 1 kB at most (API server).
+fn cut(mut note: String) -> String {
+    const LONGEST: usize = 1000;
+    if note.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|at| note.is_char_boundary(*at));
+        note.truncate(end.unwrap_or(0));
+        note.push('…');
+    }
+    note
+}

@@ -1,0 +1,18 @@
+//! Labels and annotations of what the controller makes.
+
+pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+pub(super) const MANAGER: &str = "tailway-controller";
+
+/// The host name that the node asks for, cut where it is no label value.
+pub(super) const NODE_FQDN: &str = "tailway.michaelbeaumont.github.io/node-fqdn";
+pub(super) const GATEWAY_LABEL: &str = "gateway.networking.k8s.io/gateway-name";
+pub(super) const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-name";
+
+/// Annotations: the Gateway that an object was made for.
+pub(super) const GATEWAY_NAME: &str = "tailway.michaelbeaumont.github.io/gateway-name";
+pub(super) const GATEWAY_NAMESPACE: &str = "tailway.michaelbeaumont.github.io/gateway-namespace";
+
+pub(super) const GATEWAY_CLASS: &str = "tailway.michaelbeaumont.github.io/gateway-class";
+
+/// Annotation of a StatefulSet and of a state Secret: IDs of all nodes that the Gateway has had, with commas.
+pub(super) const NODE_IDS: &str = "tailway.michaelbeaumont.github.io/node-ids";

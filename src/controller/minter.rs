@@ -1,0 +1,75 @@
+//! Auth keys for nodes that have no identity.
+
+use super::{
+    classes::Clients,
+    names::key_description,
+    parameters::{Defaults, parameters},
+    world::World,
+};
+use crate::{
+    api::CONTROLLER, discovery::KeyMinter, model::ObjectName, tailnet::Secret,
+    tailnet::api::KeyRequest,
+};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Mints keys with the credentials of a Gateway's class.
+#[derive(Debug)]
+pub struct Minter {
+    worlds: watch::Receiver<Arc<World>>,
+    defaults: Defaults,
+    clients: Arc<Clients>,
+}
+
+// === impl Minter ===
+
+impl Minter {
+    pub fn new(
+        worlds: watch::Receiver<Arc<World>>,
+        defaults: Defaults,
+        clients: Arc<Clients>,
+    ) -> Self {
+        Self {
+            worlds,
+            defaults,
+            clients,
+        }
+    }
+}
+
+impl KeyMinter for Minter {
+    async fn mint(&self, gateway: &ObjectName) -> Result<Secret, String> {
+        let world = self.worlds.borrow().clone();
+        let object = world
+            .subjects
+            .gateways
+            .get(gateway)
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+            .ok_or_else(|| format!("there is no Gateway {gateway}"))?;
+        let name = &object.spec.gateway_class_name;
+        let class = world
+            .subjects
+            .classes
+            .get(&ObjectName::new("", name))
+            .filter(|class| class.spec.controller_name == CONTROLLER)
+            .ok_or_else(|| format!("there is no GatewayClass {name} of tailway's"))?;
+        let parameters = parameters(class, &world, &self.defaults)
+            .map_err(|error| format!("GatewayClass {name}: {error}"))?;
+        let client = self
+            .clients
+            .client(name, &parameters)
+            .map_err(|error| format!("GatewayClass {name}: {error}"))?;
+        let request = KeyRequest {
+            tags: parameters.tags,
+            ephemeral: parameters.ephemeral,
+            expiry: parameters.key_lifetime,
+            description: key_description(gateway),
+        };
+        let key = client
+            .mint_key(&request)
+            .await
+            .map_err(|error| format!("no auth key: {error}"))?;
+        tracing::info!(%gateway, key = key.id, "auth key minted");
+        Ok(key.key)
+    }
+}

@@ -1,0 +1,36 @@
+//! The controller: makes each Gateway's pod, keys, device and status.
+//!
+//! ```text
+//!   source::watch_cluster ─→ Engine (index) ─→ World ─┬─→ discovery (every replica)
+//!                              ↑   ↑                  ├─→ Writer: statuses      ┐
+//!   reports of the pods ───────┘   │                  ├─→ Gateways: workloads   │ lease holder
+//!   verdicts on credentials ───────┴──────────────────┴─→ Classes: credentials  ┘
+//! ```
+
+mod authority;
+mod classes;
+mod events;
+mod gateways;
+mod labels;
+mod minter;
+mod names;
+mod owned;
+mod parameters;
+mod removal;
+mod status;
+mod workload;
+mod world;
+mod writer;
+
+pub use authority::{AuthorityKeeper, KeepError};
+pub use classes::{Classes, Clients};
+pub use events::{Events, Weight};
+pub use gateways::{FINALIZER, Gateways, GatewaysSettings};
+pub use minter::Minter;
+pub use names::workload_name;
+pub use owned::{Follower, Owned, REPORT};
+pub use parameters::Defaults;
+pub use status::{StatusWrite, plan};
+pub use workload::{AUDIENCE, AUTHORITY, Made, Site, WorkloadInput};
+pub use world::{Engine, Note, Values, World};
+pub use writer::{FIELD_MANAGER, Writer};

@@ -1,0 +1,139 @@
+//! Names of what is made for a Gateway.
+
+use crate::model::ObjectName;
+use std::fmt::Write;
+
+/// Longest name: a StatefulSet's pods carry it with `-0` and, in a label, with a dash and a hash of
+/// ten characters, which together may not exceed 63.
+const LONGEST: usize = 52;
+
+/// Digits of the hash that tells apart what would be called the same.
+const DIGITS: usize = 8;
+
+/// The name of a Gateway's workload: `<name>-<namespace>`, as its node is called by default. With
+/// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label.
+pub fn workload_name(gateway: &ObjectName) -> String {
+    let ObjectName { namespace, name } = gateway;
+    let plain = format!("{name}-{namespace}");
+    let is_plain = plain.len() <= LONGEST
+        && !name.contains('-')
+        && !namespace.contains('-')
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && is_label(&plain);
+    if is_plain {
+        return plain;
+    }
+    let mut label: String = plain
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect();
+    label.truncate(LONGEST - DIGITS - 1);
+    // A Service's name starts with a letter (RFC 1035).
+    let label = label.trim_start_matches(|c: char| !c.is_ascii_lowercase());
+    let label = match label.trim_end_matches('-') {
+        "" => "gateway",
+        label => label,
+    };
+    format!("{label}-{}", hash(&gateway.to_string()))
+}
+
+/// A label value (at most 63 letters, digits, `-`, `_` and `.`, letters or digits at both ends)
+/// that says `text`, and is `text` where that is one.
+pub(super) fn label_value(text: &str) -> String {
+    let is_end = |c: char| c.is_ascii_alphanumeric();
+    let is_value = text.len() <= 63
+        && text.starts_with(is_end)
+        && text.ends_with(is_end)
+        && text
+            .chars()
+            .all(|c| is_end(c) || matches!(c, '-' | '_' | '.'));
+    if is_value || text.is_empty() {
+        return text.to_owned();
+    }
+    let mut value: String = text
+        .chars()
+        .map(|c| if is_end(c) || c == '.' { c } else { '-' })
+        .collect();
+    value.truncate(63 - DIGITS - 1);
+    let value = value.trim_matches(|c: char| !is_end(c));
+    let hash = hash(text);
+    if value.is_empty() {
+        hash
+    } else {
+        format!("{value}-{hash}")
+    }
+}
+
+/// How an auth key made for a Gateway is described; the Tailscale API takes 50 letters, digits,
+/// dashes and spaces.
+pub(super) fn key_description(gateway: &ObjectName) -> String {
+    format!("tailway {}", {
+        let mut name = workload_name(gateway);
+        name.truncate(50 - "tailway ".len());
+        name
+    })
+}
+
+fn is_label(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+        && !text.ends_with('-')
+}
+
+/// The first digits of a SHA-256, which does not change between versions of this program.
+pub(super) fn hash(text: &str) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    let mut digits = String::with_capacity(DIGITS);
+    for byte in &digest.as_ref()[..DIGITS / 2] {
+        let _ = write!(digits, "{byte:02x}");
+    }
+    digits
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn name(namespace: &str, name: &str) -> String {
+        workload_name(&ObjectName::new(namespace, name))
+    }
+
+    #[test]
+    fn a_short_name_is_readable_and_an_ambiguous_one_has_a_hash() {
+        assert_eq!(name("default", "nginx"), "nginx-default");
+        assert_ne!(name("c", "a-b"), name("b-c", "a"));
+        assert!(name("c", "a-b").starts_with("a-b-c-"));
+        assert!(name("default", &"x".repeat(253)).len() <= LONGEST);
+    }
+
+    #[test]
+    fn a_description_is_one_that_the_api_takes() {
+        let long = ObjectName::new("n".repeat(63), "g".repeat(253));
+        assert!(key_description(&long).len() <= 50);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_gateways_share_a_name(
+            a in ("[a-z]([a-z-]{0,8}[a-z])?", "[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?"),
+            b in ("[a-z]([a-z-]{0,8}[a-z])?", "[a-z0-9]([a-z0-9.-]{0,60}[a-z0-9])?"),
+        ) {
+            let (first, second) = (name(&a.0, &a.1), name(&b.0, &b.1));
+            prop_assert_eq!(first == second, a == b, "{} {}", first, second);
+            prop_assert!(first.len() <= LONGEST && is_label(&first));
+            prop_assert!(first.starts_with(|c: char| c.is_ascii_lowercase()), "{}", first);
+        }
+
+        #[test]
+        fn any_text_makes_a_legal_label_value(text in "\\PC{0,100}") {
+            let value = label_value(&text);
+            prop_assert!(value.len() <= 63);
+            prop_assert!(value.is_empty() == text.is_empty());
+            prop_assert!(value.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)), "{}", value);
+            let ends = [value.chars().next(), value.chars().last()];
+            prop_assert!(ends.iter().flatten().all(char::is_ascii_alphanumeric), "{}", value);
+        }
+    }
+}

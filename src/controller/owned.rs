@@ -1,0 +1,431 @@
+//! What the controller made for each Gateway, and what came of it.
+
+use super::{
+    labels::{self, GATEWAY_NAME, GATEWAY_NAMESPACE, MANAGED_BY, MANAGER},
+    world::Note,
+};
+use crate::model::{NodeReport, ObjectName, Programmed, Unready};
+use futures_util::{Stream, StreamExt, stream::SelectAll};
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{Pod, Secret},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use serde::de::DeserializeOwned;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+};
+use tokio::sync::{mpsc, watch};
+
+/// Key of a state Secret that holds the pod's [`NodeReport`] as JSON.
+pub const REPORT: &str = "report";
+
+/// What is there of the Gateways' workloads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Owned {
+    pub workloads: BTreeMap<ObjectName, Workload>,
+    /// Whether all has been listed.
+    pub listed: bool,
+}
+
+/// What is there of one Gateway's workload.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Workload {
+    pub stateful_set: Option<Set>,
+    /// By name.
+    pub pods: BTreeMap<String, PodState>,
+    pub secret: Option<StateSecret>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Set {
+    pub name: String,
+    pub uid: String,
+    /// `metadata.generation`: somebody changed it when it is not the one last written.
+    pub generation: i64,
+    pub annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodState {
+    pub ready: bool,
+    pub ending: bool,
+    /// Why it is not ready, as far as Kubernetes knows.
+    pub problem: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StateSecret {
+    pub name: String,
+    pub report: Option<NodeReport>,
+    pub annotations: BTreeMap<String, String>,
+}
+
+enum Seen {
+    Set(Event<StatefulSet>),
+    Pod(Event<Pod>),
+    Secret(Event<Secret>),
+}
+
+type Events = SelectAll<Pin<Box<dyn Stream<Item = Result<Seen, watcher::Error>> + Send>>>;
+
+/// Follows the workloads, tells the index what their nodes say, and publishes all that is there.
+#[expect(missing_debug_implementations, reason = "kube's Client has none")]
+pub struct Follower {
+    client: Client,
+    namespace: String,
+    notes: mpsc::Sender<Note>,
+    owned: Owned,
+    told: BTreeMap<ObjectName, NodeReport>,
+    /// Names seen since a kind began to be listed anew, by kind.
+    listing: [BTreeSet<(ObjectName, String)>; 3],
+    listed: [bool; 3],
+}
+
+// === impl Follower ===
+
+impl Follower {
+    pub fn new(client: Client, namespace: String, notes: mpsc::Sender<Note>) -> Self {
+        Self {
+            client,
+            namespace,
+            notes,
+            owned: Owned::default(),
+            told: BTreeMap::new(),
+            listing: Default::default(),
+            listed: [false; 3],
+        }
+    }
+
+    pub async fn run(mut self, published: watch::Sender<Arc<Owned>>) -> Infallible {
+        let mut events = Events::new();
+        events.push(self.events::<StatefulSet>(Seen::Set));
+        events.push(self.events::<Pod>(Seen::Pod));
+        events.push(self.events::<Secret>(Seen::Secret));
+        let mut failing = false;
+        loop {
+            let Some(event) = events.next().await else {
+                std::future::pending::<()>().await;
+                continue; // watches never end
+            };
+            match event {
+                Ok(seen) => {
+                    failing = false;
+                    self.take(seen);
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::warn!(%error, "a watch of tailway's own objects failed, it goes on when the API server answers");
+                    }
+                    failing = true;
+                    continue;
+                }
+            }
+            self.owned.listed = self.listed == [true; 3];
+            if self.owned.listed {
+                self.tell().await;
+                published.send_if_modified(|current| {
+                    let changed = **current != self.owned;
+                    if changed {
+                        *current = Arc::new(self.owned.clone());
+                    }
+                    changed
+                });
+            }
+        }
+    }
+
+    fn events<K>(
+        &self,
+        seen: fn(Event<K>) -> Seen,
+    ) -> Pin<Box<dyn Stream<Item = Result<Seen, watcher::Error>> + Send>>
+    where
+        K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug
+            + Send
+            + 'static,
+    {
+        let api: Api<K> = Api::namespaced(self.client.clone(), &self.namespace);
+        let config = watcher::Config::default().labels(&format!("{MANAGED_BY}={MANAGER}"));
+        let events = watcher::watcher(api, config).default_backoff();
+        Box::pin(events.map(move |event| event.map(seen)))
+    }
+
+    fn take(&mut self, seen: Seen) {
+        match seen {
+            Seen::Set(event) => self.event(0, event, Set::put, |workload, _| {
+                workload.stateful_set = None;
+            }),
+            Seen::Pod(event) => self.event(1, event, PodState::put, |workload, name| {
+                workload.pods.remove(name);
+            }),
+            Seen::Secret(event) => self.event(2, event, StateSecret::put, |workload, _| {
+                workload.secret = None;
+            }),
+        }
+    }
+
+    fn event<K: Resource>(
+        &mut self,
+        kind: usize,
+        event: Event<K>,
+        put: fn(&K, &mut Workload),
+        remove: fn(&mut Workload, &str),
+    ) {
+        match event {
+            Event::Init => self.listing[kind].clear(),
+            Event::InitApply(object) => {
+                if let Some(key) = self.apply(&object, put) {
+                    self.listing[kind].insert(key);
+                }
+            }
+            Event::InitDone => {
+                self.listed[kind] = true;
+                let listing = std::mem::take(&mut self.listing[kind]);
+                for (gateway, workload) in &mut self.owned.workloads {
+                    for name in workload.names(kind) {
+                        if !listing.contains(&(gateway.clone(), name.clone())) {
+                            remove(workload, &name);
+                        }
+                    }
+                }
+                self.drop_empty();
+            }
+            Event::Apply(object) => drop(self.apply(&object, put)),
+            Event::Delete(object) => {
+                let gateway = gateway_of(object.meta());
+                let workload = gateway.and_then(|g| self.owned.workloads.get_mut(&g));
+                if let Some(workload) = workload {
+                    remove(workload, &object.name_any());
+                }
+                self.drop_empty();
+            }
+        }
+    }
+
+    fn apply<K: Resource>(
+        &mut self,
+        object: &K,
+        put: fn(&K, &mut Workload),
+    ) -> Option<(ObjectName, String)> {
+        let gateway = gateway_of(object.meta())?;
+        put(
+            object,
+            self.owned.workloads.entry(gateway.clone()).or_default(),
+        );
+        Some((gateway, object.name_any()))
+    }
+
+    fn drop_empty(&mut self) {
+        self.owned.workloads.retain(|_, workload| {
+            workload.stateful_set.is_some()
+                || workload.secret.is_some()
+                || !workload.pods.is_empty()
+        });
+    }
+
+    /// Tells the index of what changed.
+    async fn tell(&mut self) {
+        let now: BTreeMap<_, _> = self
+            .owned
+            .workloads
+            .iter()
+            .filter_map(|(name, workload)| Some((name.clone(), workload.report()?)))
+            .collect();
+        let gone = self.told.keys().filter(|name| !now.contains_key(name));
+        let gone = gone.map(|name| Note::Report(name.clone(), None));
+        let changed = now
+            .iter()
+            .filter(|(name, report)| self.told.get(*name) != Some(report))
+            .map(|(name, report)| Note::Report(name.clone(), Some(report.clone())));
+        let notes: Vec<_> = gone.chain(changed).collect();
+        self.told = now;
+        for note in notes {
+            // Without a receiver the process is on its way out.
+            let _ = self.notes.send(note).await;
+        }
+    }
+}
+
+/// The Gateway that an object was made for.
+fn gateway_of(metadata: &ObjectMeta) -> Option<ObjectName> {
+    let annotations = metadata.annotations.as_ref()?;
+    Some(ObjectName::new(
+        annotations.get(GATEWAY_NAMESPACE)?,
+        annotations.get(GATEWAY_NAME)?,
+    ))
+}
+
+// === impl Workload ===
+
+impl Workload {
+    /// What there is to say of the node; `None` when none was made.
+    pub fn report(&self) -> Option<NodeReport> {
+        self.stateful_set.as_ref()?;
+        let report = self.secret.as_ref().and_then(|s| s.report.clone());
+        let mut report = report.unwrap_or_default();
+        // The pod itself knows better than Kubernetes why it is not ready.
+        let says_why = matches!(report.programmed, Programmed::No { .. }) && self.says_why();
+        if let Some(message) = self.problem().filter(|_| !says_why) {
+            let reason = Unready::Pending;
+            report.programmed = Programmed::No { reason, message };
+        }
+        Some(report)
+    }
+
+    /// Node IDs that the Gateway's nodes had.
+    pub fn node_ids(&self) -> BTreeSet<String> {
+        let report = self.secret.as_ref().and_then(|s| s.report.as_ref());
+        let current = report.map(|report| report.node_id.clone());
+        let current = current.filter(|id| !id.is_empty());
+        let [first, second] = self.recorded();
+        first.into_iter().chain(second).chain(current).collect()
+    }
+
+    /// The node IDs that the StatefulSet and the Secret have on record.
+    pub fn recorded(&self) -> [BTreeSet<String>; 2] {
+        self.annotations().map(|annotations| {
+            let ids = annotations.and_then(|annotations| annotations.get(labels::NODE_IDS));
+            let ids = ids.into_iter().flat_map(|ids| ids.split(','));
+            ids.filter(|id| !id.is_empty()).map(str::to_owned).collect()
+        })
+    }
+
+    /// Name of the GatewayClass that it was made for.
+    pub fn class(&self) -> Option<&String> {
+        let mut annotations = self.annotations().into_iter().flatten();
+        annotations.find_map(|annotations| annotations.get(labels::GATEWAY_CLASS))
+    }
+
+    fn annotations(&self) -> [Option<&BTreeMap<String, String>>; 2] {
+        [
+            self.stateful_set.as_ref().map(|set| &set.annotations),
+            self.secret.as_ref().map(|secret| &secret.annotations),
+        ]
+    }
+
+    fn says_why(&self) -> bool {
+        let report = self.secret.as_ref().and_then(|s| s.report.as_ref());
+        report.is_some() && self.pods.values().any(|pod| pod.problem == NOT_READY)
+    }
+
+    /// Why no pod of it serves.
+    fn problem(&self) -> Option<String> {
+        if self.pods.values().any(|pod| pod.ready && !pod.ending) {
+            return None;
+        }
+        match self.pods.iter().next() {
+            None => Some("its pod has not been created".into()),
+            Some((name, pod)) if pod.ending => Some(format!("pod {name} is ending")),
+            Some((name, pod)) => Some(format!("pod {name}: {}", pod.problem)),
+        }
+    }
+
+    fn names(&self, kind: usize) -> Vec<String> {
+        match kind {
+            0 => self.stateful_set.iter().map(|s| s.name.clone()).collect(),
+            1 => self.pods.keys().cloned().collect(),
+            _ => self.secret.iter().map(|s| s.name.clone()).collect(),
+        }
+    }
+}
+
+impl Set {
+    fn put(set: &StatefulSet, workload: &mut Workload) {
+        workload.stateful_set = Some(Self {
+            name: set.name_any(),
+            uid: set.uid().unwrap_or_default(),
+            generation: set.metadata.generation.unwrap_or(0),
+            annotations: set.annotations().clone(),
+        });
+    }
+}
+
+impl StateSecret {
+    fn put(secret: &Secret, workload: &mut Workload) {
+        let report = secret.data.as_ref().and_then(|data| data.get(REPORT));
+        let report = report.and_then(|bytes| match serde_json::from_slice(&bytes.0) {
+            Ok(report) => Some(report),
+            Err(error) => {
+                tracing::warn!(secret = secret.name_any(), %error, "the report of a pod cannot be read");
+                None
+            }
+        });
+        workload.secret = Some(Self {
+            name: secret.name_any(),
+            report,
+            annotations: secret.annotations().clone(),
+        });
+    }
+}
+
+/// Of a pod that runs and whose own probe says no.
+const NOT_READY: &str = "it runs, and is not ready yet";
+
+impl PodState {
+    fn put(pod: &Pod, workload: &mut Workload) {
+        let ready = conditions(pod).any(|(kind, status, _)| kind == "Ready" && status == "True");
+        let state = Self {
+            ready,
+            ending: pod.metadata.deletion_timestamp.is_some(),
+            problem: if ready { String::new() } else { problem(pod) },
+        };
+        workload.pods.insert(pod.name_any(), state);
+    }
+}
+
+fn conditions(pod: &Pod) -> impl Iterator<Item = (&str, &str, &str)> {
+    let conditions = pod.status.as_ref().and_then(|s| s.conditions.as_ref());
+    conditions.into_iter().flatten().map(|condition| {
+        (
+            condition.type_.as_str(),
+            condition.status.as_str(),
+            condition.message.as_deref().unwrap_or_default(),
+        )
+    })
+}
+
+/// Why a pod is not ready: not scheduled, image not there, crashing, or by its own word.
+fn problem(pod: &Pod) -> String {
+    let unscheduled =
+        conditions(pod).find(|(kind, status, _)| (*kind, *status) == ("PodScheduled", "False"));
+    if let Some((_, _, message)) = unscheduled {
+        return format!("it is not scheduled: {message}");
+    }
+    let containers = pod
+        .status
+        .as_ref()
+        .and_then(|s| s.container_statuses.as_ref());
+    for container in containers.into_iter().flatten() {
+        let state = container.state.as_ref();
+        if let Some(waiting) = state.and_then(|s| s.waiting.as_ref()) {
+            let reason = waiting.reason.as_deref().unwrap_or("Waiting");
+            let message = waiting.message.as_deref().unwrap_or_default();
+            return format!("{reason} {message}").trim().to_owned();
+        }
+        if let Some(ended) = state.and_then(|s| s.terminated.as_ref()) {
+            let message = ended.message.as_deref().unwrap_or_default().trim();
+            return format!("it ended with code {} {message}", ended.exit_code)
+                .trim()
+                .to_owned();
+        }
+        if state.is_some_and(|s| s.running.is_some()) {
+            return NOT_READY.into();
+        }
+    }
+    "it has not started".into()
+}

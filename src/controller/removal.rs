@@ -1,0 +1,206 @@
+//! The end of a Gateway: nothing of it stays behind, in the cluster or in the tailnet.
+
+use super::{
+    events::Weight,
+    gateways::{Failure, Shared, failed},
+    names::{key_description, workload_name},
+    owned::Workload,
+    parameters::Parameters,
+    workload::{kinds, object_name},
+};
+use crate::{
+    api::gateway_api::gateways::Gateway,
+    model::ObjectName,
+    tailnet::api::{ApiClient, ApiError},
+};
+use kube::{
+    Api,
+    api::{DeleteParams, DynamicObject},
+};
+use std::collections::BTreeSet;
+
+/// What is to be removed.
+#[derive(Clone, Debug)]
+pub(super) struct Removal {
+    pub gateway: ObjectName,
+    /// Name of its GatewayClass, as far as known, and the parameters of that.
+    pub class: Option<String>,
+    pub parameters: Option<Parameters>,
+    pub workload: Workload,
+    /// Since when it is to go.
+    pub since: jiff::Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Removed {
+    All,
+    /// Its pods are draining.
+    Waiting,
+}
+
+impl Shared {
+    /// Removes the workload, then the tailnet devices and unused keys, then the rest. It can be
+    /// called again at any point.
+    pub(super) async fn remove(
+        &self,
+        removal: &Removal,
+        gateway: Option<&Gateway>,
+    ) -> Result<Removed, Failure> {
+        let workload = &removal.workload;
+        if let Some(set) = &workload.stateful_set {
+            self.delete_set(&set.name).await?;
+            return Ok(Removed::Waiting);
+        }
+        if !workload.pods.is_empty() {
+            return Ok(Removed::Waiting);
+        }
+        if let Err(error) = self.remove_from_tailnet(removal).await {
+            let waited = jiff::Timestamp::now().duration_since(removal.since);
+            if waited.unsigned_abs() < self.settings.removal_patience {
+                return Err(error.into());
+            }
+            self.tell_left_behind(removal, gateway, &error).await;
+        }
+        self.remove_objects(&removal.gateway).await?;
+        tracing::info!(gateway = %removal.gateway, "removed");
+        Ok(Removed::All)
+    }
+
+    async fn remove_from_tailnet(&self, removal: &Removal) -> Result<(), ApiError> {
+        let node_ids = removal.workload.node_ids();
+        let client = match self.client_for(removal) {
+            Ok(client) => client,
+            // Nothing has been made with credentials that never were.
+            Err(_) if node_ids.is_empty() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for id in &node_ids {
+            self.remove_device(removal, &client, id).await?;
+        }
+        self.revoke_keys(removal, &client).await
+    }
+
+    fn client_for(&self, removal: &Removal) -> Result<ApiClient, ApiError> {
+        let class = removal
+            .class
+            .as_ref()
+            .or(removal.workload.class())
+            .map(String::as_str)
+            .unwrap_or_default();
+        if let Some(parameters) = &removal.parameters {
+            return self.clients.client(class, parameters);
+        }
+        match self.clients.last(class) {
+            Some((_, client)) => Ok(client),
+            None => Err(ApiError::Settings(format!(
+                "the credentials of GatewayClass {class} are gone"
+            ))),
+        }
+    }
+
+    /// A device is ours when it has the ID that our node had, and tags of its class.
+    async fn remove_device(
+        &self,
+        removal: &Removal,
+        client: &ApiClient,
+        id: &str,
+    ) -> Result<(), ApiError> {
+        let Some(device) = client.device(id).await? else {
+            return Ok(());
+        };
+        let tags: BTreeSet<_> = removal
+            .parameters
+            .iter()
+            .flat_map(|parameters| &parameters.tags)
+            .collect();
+        if !tags.is_empty() && !device.tags.iter().any(|tag| tags.contains(tag)) {
+            tracing::warn!(gateway = %removal.gateway, device = device.name, "the device has other tags than the GatewayClass gives: it is left alone");
+            return Ok(());
+        }
+        client.delete_device(id).await?;
+        tracing::info!(gateway = %removal.gateway, device = device.name, "device removed from the tailnet");
+        Ok(())
+    }
+
+    async fn revoke_keys(&self, removal: &Removal, client: &ApiClient) -> Result<(), ApiError> {
+        let description = key_description(&removal.gateway);
+        for key in client.keys().await? {
+            // The list may leave descriptions out.
+            if key.description == description {
+                client.revoke_key(&key.id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn tell_left_behind(
+        &self,
+        removal: &Removal,
+        gateway: Option<&Gateway>,
+        error: &ApiError,
+    ) {
+        let ids: Vec<_> = removal.workload.node_ids().into_iter().collect();
+        let report = removal.workload.secret.as_ref();
+        let name = report
+            .and_then(|secret| secret.report.as_ref())
+            .map(|report| report.dns_name.clone())
+            .unwrap_or_default();
+        let note = format!(
+            "device {name} (ID {}) stays in the tailnet, as it could not be removed in time: {error}; remove it in the admin console",
+            ids.join(", ")
+        );
+        tracing::warn!(gateway = %removal.gateway, "{note}");
+        if let Some(gateway) = gateway {
+            self.events
+                .tell(gateway, Weight::Warning, "DeviceLeftBehind", note)
+                .await;
+        }
+    }
+
+    async fn remove_objects(&self, gateway: &ObjectName) -> Result<(), Failure> {
+        let workload = workload_name(gateway);
+        for resource in kinds() {
+            let name = object_name(&resource.kind, &workload);
+            let api: Api<DynamicObject> = Api::namespaced_with(
+                self.client.clone(),
+                &self.settings.site.namespace,
+                &resource,
+            );
+            match api.delete(&name, &DeleteParams::background()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(failed(&resource.kind, &name, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the device that holds a Gateway's name, when it is offline and was its own; then
+    /// renames the node that is there.
+    pub(super) async fn take_back(
+        &self,
+        gateway: &ObjectName,
+        class: &str,
+        devices: &[String],
+        current: &str,
+        wanted: &str,
+    ) -> Result<(), Failure> {
+        let Some((_, client)) = self.clients.last(class) else {
+            return Ok(());
+        };
+        for id in devices {
+            let Some(device) = client.device(id).await? else {
+                continue;
+            };
+            let label = device.name.split('.').next().unwrap_or_default();
+            if label != wanted || device.connected_to_control {
+                continue;
+            }
+            client.delete_device(id).await?;
+            client.rename_device(current, wanted).await?;
+            tracing::info!(%gateway, name = wanted, "took the name back from a device of an earlier pod");
+            return Ok(());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+//! Statuses as the API server is to have them: ours put into what is there.
+
+use super::world::World;
+use crate::{
+    api::{CONTROLLER, conditions as c},
+    index::{
+        Kind,
+        status::{Condition, GatewayStatus, RouteStatus},
+    },
+    model::ObjectName,
+};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::ObjectReference;
+use kube::{Resource, ResourceExt};
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+/// A status that is not as it should be, and how it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StatusWrite {
+    pub kind: Kind,
+    pub name: ObjectName,
+    /// Of the object this was made from: whoever changed it since goes first.
+    pub resource_version: String,
+    /// Merge patch (RFC 7396) of `status`.
+    pub status: Value,
+    pub news: Vec<News>,
+    /// The object, as events refer to it.
+    pub reference: ObjectReference,
+}
+
+/// A condition of a whole object that became another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct News {
+    pub condition: &'static str,
+    pub status: bool,
+    pub reason: &'static str,
+    pub message: String,
+}
+
+/// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
+const FEATURES: &[&str] = &["Gateway", "ReferenceGrant", "TCPRoute"];
+
+const CLASS_CONDITIONS: &[&str] = &[c::ACCEPTED];
+const GATEWAY_CONDITIONS: &[&str] = &[
+    c::ACCEPTED,
+    c::PROGRAMMED,
+    c::TAILNET_READY,
+    c::CERTIFICATE_READY,
+];
+const LISTENER_CONDITIONS: &[&str] = &[
+    c::ACCEPTED,
+    c::PROGRAMMED,
+    c::RESOLVED_REFS,
+    c::CONFLICTED,
+    c::OVERLAPPING_TLS_CONFIG,
+];
+const PARENT_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS, c::ROUTE_CONFLICTED];
+
+/// The statuses that are not as they should be. `now` is when conditions that change did so.
+pub fn plan(world: &World, now: Timestamp) -> Vec<StatusWrite> {
+    let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let mut writes = Vec::new();
+    let statuses = &world.outcome.statuses;
+    for status in &statuses.classes {
+        let name = ObjectName::new("", &status.name);
+        if let Some(class) = world.subjects.classes.get(&name) {
+            let live = value(&class.status);
+            let desired = class_status(&status.conditions, &live, &now);
+            writes.extend(write(
+                Kind::GatewayClass,
+                &name,
+                &**class,
+                &live,
+                desired,
+                &status.conditions,
+            ));
+        }
+    }
+    for status in &statuses.gateways {
+        if let Some(gateway) = world.subjects.gateways.get(&status.name) {
+            let live = value(&gateway.status);
+            let desired = gateway_status(status, &live, &now);
+            writes.extend(write(
+                Kind::Gateway,
+                &status.name,
+                &**gateway,
+                &live,
+                desired,
+                &status.conditions,
+            ));
+        }
+    }
+    let mut routes = statuses.tcp_routes.iter().peekable();
+    for (name, route) in &world.subjects.tcp_routes {
+        // Both are sorted by name; a route without a status may still carry one of ours.
+        let status = routes.next_if(|status| status.name == *name);
+        let live = value(&route.status);
+        let desired = route_status(status, &live, &now);
+        writes.extend(write(Kind::TcpRoute, name, &**route, &live, desired, &[]));
+    }
+    writes
+}
+
+fn write<K>(
+    kind: Kind,
+    name: &ObjectName,
+    object: &K,
+    live: &Value,
+    desired: Map<String, Value>,
+    conditions: &[Condition],
+) -> Option<StatusWrite>
+where
+    K: Resource<DynamicType = ()>,
+{
+    let is_there = |(key, desired): (&String, &Value)| match live.get(key) {
+        Some(live) => live == desired,
+        None => desired.as_array().is_some_and(Vec::is_empty),
+    };
+    if desired.iter().all(is_there) {
+        return None;
+    }
+    Some(StatusWrite {
+        kind,
+        name: name.clone(),
+        resource_version: object.resource_version().unwrap_or_default(),
+        status: Value::Object(desired),
+        news: news(&live["conditions"], conditions),
+        reference: object.object_ref(&()),
+    })
+}
+
+/// What a person would want to know: that something works now, or why it does not. That it is on
+/// its way is none.
+fn news(live: &Value, conditions: &[Condition]) -> Vec<News> {
+    let is_news = |condition: &&Condition| {
+        let before = entry(live, |live| live["type"] == condition.kind);
+        let status = if condition.status { "True" } else { "False" };
+        condition.reason != c::PENDING
+            && condition.reason != c::TAILNET_JOINING
+            && (before["status"] != status || before["reason"] != condition.reason)
+    };
+    let news = |condition: &Condition| News {
+        condition: condition.kind,
+        status: condition.status,
+        reason: condition.reason,
+        message: condition.message.clone(),
+    };
+    conditions.iter().filter(is_news).map(news).collect()
+}
+
+fn class_status(conditions: &[Condition], live: &Value, now: &str) -> Map<String, Value> {
+    let accepted = conditions.iter().any(|condition| condition.status);
+    let features: Vec<_> = FEATURES
+        .iter()
+        .filter(|_| accepted)
+        .map(|name| json!({ "name": name }))
+        .collect();
+    Map::from_iter([
+        (
+            "conditions".into(),
+            merged(&live["conditions"], conditions, CLASS_CONDITIONS, now),
+        ),
+        ("supportedFeatures".into(), features.into()),
+    ])
+}
+
+fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String, Value> {
+    let listeners = status.listeners.iter().map(|listener| {
+        let live = entry(&live["listeners"], |live| live["name"] == listener.name);
+        let mut desired = value(listener);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &listener.conditions,
+            LISTENER_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    Map::from_iter([
+        ("addresses".into(), value(&status.addresses)),
+        (
+            "conditions".into(),
+            merged(
+                &live["conditions"],
+                &status.conditions,
+                GATEWAY_CONDITIONS,
+                now,
+            ),
+        ),
+        ("listeners".into(), listeners.collect()),
+    ])
+}
+
+/// Entries of other controllers stay as they are, before ours.
+fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<String, Value> {
+    let (ours, others): (Vec<_>, Vec<_>) = live["parents"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|parent| parent["controllerName"] == CONTROLLER);
+    let ours = Value::from(ours);
+    let parents = status.into_iter().flat_map(|status| &status.parents);
+    let desired = parents.map(|parent| {
+        let reference = value(&parent.parent_ref);
+        let live = entry(&ours, |live| live["parentRef"] == reference);
+        let mut desired = value(parent);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &parent.conditions,
+            PARENT_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    let parents = others.into_iter().chain(desired).collect();
+    Map::from_iter([("parents".into(), parents)])
+}
+
+/// The conditions there, with ours in the place of those of the types that are ours. A condition
+/// keeps the time of its last transition while its status stays.
+fn merged(live: &Value, ours: &[Condition], types: &[&str], now: &str) -> Value {
+    let live = live.as_array().map(Vec::as_slice).unwrap_or_default();
+    let desired = |condition: &Condition, before: Option<&Value>| {
+        let mut desired = value(condition);
+        let since = before
+            .filter(|before| before["status"] == desired["status"])
+            .and_then(|before| before["lastTransitionTime"].as_str())
+            .unwrap_or(now);
+        desired["lastTransitionTime"] = since.into();
+        desired
+    };
+    let kept = live.iter().filter_map(|before| {
+        let kind = before["type"].as_str().unwrap_or_default();
+        match ours.iter().find(|condition| condition.kind == kind) {
+            Some(condition) => Some(desired(condition, Some(before))),
+            None if types.contains(&kind) => None,
+            None => Some(before.clone()),
+        }
+    });
+    let is_new = |condition: &&Condition| !live.iter().any(|l| l["type"] == condition.kind);
+    let new = ours
+        .iter()
+        .filter(is_new)
+        .map(|condition| desired(condition, None));
+    kept.chain(new).collect()
+}
+
+fn entry(list: &Value, is_it: impl Fn(&Value) -> bool) -> Value {
+    let list = list.as_array().map(Vec::as_slice).unwrap_or_default();
+    list.iter()
+        .find(|entry| is_it(entry))
+        .cloned()
+        .unwrap_or_default()
+}
+
+fn value(part: &impl Serialize) -> Value {
+    // Text, numbers and lists of them always serialize.
+    serde_json::to_value(part).unwrap_or_default()
+}

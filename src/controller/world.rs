@@ -1,0 +1,224 @@
+//! What the controller knows, and what follows from it.
+
+use super::names::workload_name;
+use crate::{
+    api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
+    index::{Index, Key, Kind, Outcome, Subjects, Verdict},
+    model::{NodeReport, ObjectName},
+    source::Change,
+    tailnet::Secret,
+};
+use k8s_openapi::api::core::v1 as core;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+/// The values of a Secret, by key.
+pub type Values = BTreeMap<String, Secret>;
+
+/// All that is known at one moment; replaced as a whole.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    pub outcome: Outcome,
+    pub subjects: Subjects,
+    /// Secrets of the system namespace that may hold credentials.
+    pub credentials: Arc<BTreeMap<ObjectName, Arc<Values>>>,
+    /// Gateways by the name of their workload.
+    pub workloads: Arc<BTreeMap<String, ObjectName>>,
+    /// Whether all objects have been listed: before that, what is missing may be there.
+    pub listed: bool,
+}
+
+/// What the index is told besides the changes of objects.
+#[derive(Clone, Debug)]
+pub enum Note {
+    /// What the node of a Gateway says; `None`: it has no node.
+    Report(ObjectName, Option<NodeReport>),
+    /// What became of the parameters of a GatewayClass.
+    Verdict(String, Verdict),
+}
+
+/// Owns the index: takes in changes, and publishes a [`World`] after each burst of them.
+#[derive(Debug)]
+pub struct Engine {
+    index: Index,
+    system_namespace: String,
+    credentials: BTreeMap<ObjectName, Arc<Values>>,
+    credentials_shared: Arc<BTreeMap<ObjectName, Arc<Values>>>,
+    workloads: Arc<BTreeMap<String, ObjectName>>,
+    /// Classes whose parameters this replica has tried.
+    judged: BTreeMap<String, Verdict>,
+    listed: bool,
+}
+
+/// One evaluation is for all that happens with pauses shorter than this,
+const QUIET: Duration = Duration::from_millis(20);
+
+/// or within this.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// Changes that are taken in at once.
+const BATCH: usize = 1024;
+
+// === impl Engine ===
+
+impl Engine {
+    pub fn new(system_namespace: String) -> Self {
+        Self {
+            index: Index::with_verdicts(),
+            system_namespace,
+            credentials: BTreeMap::new(),
+            credentials_shared: Arc::default(),
+            workloads: Arc::default(),
+            judged: BTreeMap::new(),
+            listed: false,
+        }
+    }
+
+    /// Runs until the changes end.
+    pub async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<Change>,
+        mut notes: mpsc::Receiver<Note>,
+        world: watch::Sender<Arc<World>>,
+    ) {
+        let (mut some_changes, mut some_notes) = (Vec::new(), Vec::new());
+        let mut since = None;
+        loop {
+            let due = since.map(|since: Instant| (Instant::now() + QUIET).min(since + PATIENCE));
+            tokio::select! {
+                count = changes.recv_many(&mut some_changes, BATCH) => if count == 0 { return },
+                _ = notes.recv_many(&mut some_notes, BATCH) => {}
+                () = until(due) => {
+                    since = None;
+                    if self.listed {
+                        world.send_replace(Arc::new(self.evaluate()));
+                    }
+                    continue;
+                }
+            }
+            since.get_or_insert_with(Instant::now);
+            some_changes
+                .drain(..)
+                .for_each(|change| self.change(change));
+            some_notes.drain(..).for_each(|note| self.note(note));
+            if since.is_some_and(|since| since.elapsed() >= PATIENCE) && self.listed {
+                since = None;
+                world.send_replace(Arc::new(self.evaluate()));
+            }
+        }
+    }
+
+    fn evaluate(&mut self) -> World {
+        World {
+            outcome: self.index.evaluate(),
+            subjects: self.index.subjects(),
+            credentials: Arc::clone(&self.credentials_shared),
+            workloads: Arc::clone(&self.workloads),
+            listed: self.listed,
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change {
+            Change::Apply(object) => {
+                match &object {
+                    Object::Secret(secret) => self.keep_credentials(secret),
+                    Object::GatewayClass(class) => self.recall(class),
+                    Object::Gateway(_) => {
+                        let Key { name, .. } = Key::of(&object);
+                        let workload = workload_name(&name);
+                        if !self.workloads.contains_key(&workload) {
+                            Arc::make_mut(&mut self.workloads).insert(workload, name);
+                        }
+                    }
+                    _ => {}
+                }
+                self.index.apply(object);
+            }
+            Change::Delete(key) => {
+                self.forget(&key);
+                self.index.delete(&key);
+            }
+            Change::Listed => self.listed = true,
+        }
+    }
+
+    fn note(&mut self, note: Note) {
+        match note {
+            Note::Report(gateway, Some(report)) => self.index.report(gateway, report),
+            Note::Report(gateway, None) => self.index.forget_report(&gateway),
+            Note::Verdict(class, verdict) => {
+                self.judged.insert(class.clone(), verdict.clone());
+                self.index.judge(class, verdict);
+            }
+        }
+    }
+
+    /// Takes over what a replica found before: this one may never try, or has not yet.
+    fn recall(&mut self, class: &GatewayClass) {
+        let name = class.metadata.name.clone().unwrap_or_default();
+        if class.spec.controller_name != CONTROLLER || self.judged.contains_key(&name) {
+            return;
+        }
+        let conditions = class.status.as_ref().and_then(|s| s.conditions.as_ref());
+        let accepted = conditions
+            .into_iter()
+            .flatten()
+            .find(|condition| condition.type_ == c::ACCEPTED);
+        let verdict = accepted.and_then(|condition| match condition.status.as_str() {
+            "True" => Some(Verdict::Accepted),
+            "False" if condition.reason != c::PENDING => Some(Verdict::Refused {
+                reason: c::CLASS_REFUSALS
+                    .iter()
+                    .find(|reason| **reason == condition.reason)
+                    .copied()
+                    .unwrap_or(c::INVALID_PARAMETERS),
+                message: condition.message.clone(),
+            }),
+            _ => None,
+        });
+        if let Some(verdict) = verdict {
+            self.index.judge(name, verdict);
+        }
+    }
+
+    fn keep_credentials(&mut self, secret: &core::Secret) {
+        let Key { name, .. } = Key::of(&Object::Secret(Box::new(core::Secret {
+            metadata: secret.metadata.clone(),
+            ..core::Secret::default()
+        })));
+        if name.namespace != self.system_namespace {
+            return;
+        }
+        let values = secret.data.iter().flatten();
+        let values = values.filter_map(|(key, value)| {
+            let text = std::str::from_utf8(&value.0).ok()?;
+            Some((key.clone(), Secret::new(text.trim())))
+        });
+        self.credentials.insert(name, Arc::new(values.collect()));
+        self.credentials_shared = Arc::new(self.credentials.clone());
+    }
+
+    fn forget(&mut self, key: &Key) {
+        match key.kind {
+            Kind::Secret if self.credentials.remove(&key.name).is_some() => {
+                self.credentials_shared = Arc::new(self.credentials.clone());
+            }
+            Kind::Gateway => {
+                Arc::make_mut(&mut self.workloads).remove(&workload_name(&key.name));
+            }
+            Kind::GatewayClass => drop(self.judged.remove(&key.name.name)),
+            _ => {}
+        }
+    }
+}
+
+async fn until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
