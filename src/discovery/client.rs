@@ -124,7 +124,7 @@ pub(super) struct Client {
     /// Requests that have no answer yet, oldest first.
     pub(super) waiting: Vec<KeyRequest>,
     link: watch::Sender<Link>,
-    /// What was logged last, so that it is not logged again.
+    /// What was told last, so that it is not told again.
     told: Option<Told>,
 }
 
@@ -311,20 +311,20 @@ impl Client {
                 "following the controller"
             );
             self.told = Some(Told::Connected);
+            self.link.send_replace(Link::Connected);
         }
-        self.link.send_replace(Link::Connected);
     }
 
     pub(super) fn waiting(&mut self, message: String) {
         if self.told != Some(Told::Waiting) {
             tracing::warn!("waiting for the controller: {message}");
             self.told = Some(Told::Waiting);
+            self.link.send_replace(Link::Waiting(message));
         }
-        self.link.send_replace(Link::Waiting(message));
     }
 
     fn lost(&mut self, error: &SessionError, wait: Duration) {
-        let told = Told::Lost(error.code());
+        let told = Told::Lost(error.objection());
         if self.told == Some(told) {
             tracing::debug!(%error, retry_in = ?wait, "still cannot follow the controller");
         } else {

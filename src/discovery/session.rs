@@ -299,10 +299,17 @@ fn chain(error: &dyn std::error::Error) -> String {
 // === impl SessionError ===
 
 impl SessionError {
-    /// The gRPC code of the end, when there was one.
-    pub(super) fn code(&self) -> Option<Code> {
+    /// What the controller has against this pod; `None` when it is only away.
+    pub(super) fn objection(&self) -> Option<Code> {
         match self {
-            Self::Refused(status) => Some(status.code()),
+            Self::Refused(status) => match status.code() {
+                Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Internal
+                | Code::Unavailable
+                | Code::Unknown => None,
+                code => Some(code),
+            },
             _ => None,
         }
     }

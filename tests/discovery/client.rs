@@ -1,13 +1,14 @@
 //! The pod's side, as the program makes it.
 
 use super::scene::{
-    DEADLINE, Road, TOKEN, Way, World, authority, other, pod_state, snapshot, until_link,
-    until_snapshot, web, with_endpoints,
+    DEADLINE, Road, TOKEN, Way, World, authority, logged, other, pod_state, snapshot, until_link,
+    until_snapshot, web, with_endpoints, within,
 };
 use std::time::{Duration, SystemTime};
 use tailway::discovery::{
     AuthError, ClientTiming, Link, PodState, Refusal, authority::SecretData, subscribe,
 };
+use tracing::Level;
 
 #[tokio::test]
 async fn what_is_published_arrives_and_the_answers_go_back() {
@@ -270,4 +271,46 @@ async fn an_absent_controller_is_tried_ever_more_rarely() {
     assert!(started.elapsed() <= DEADLINE + Duration::from_secs(3600));
     // Half of a minute on average, after the first few.
     assert!((60..=200).contains(&tries), "{tries}");
+}
+
+#[test]
+fn how_it_stands_with_the_controller_is_logged_when_it_changes_only() {
+    let name =
+        "discovery::client::how_it_stands_with_the_controller_is_logged_when_it_changes_only";
+    let Some(text) = logged(name, Level::INFO, go_and_come_twice) else {
+        return;
+    };
+    let said = |line: &str| {
+        let (_, said) = line.split_once("tailway::discovery::client: ")?;
+        Some(
+            said.split_once(" e")
+                .map_or(said, |(said, _)| said)
+                .to_owned(),
+        )
+    };
+    let lines: Vec<_> = text.lines().filter_map(said).collect();
+    let (lost, found) = (
+        "cannot follow the controller; trying again",
+        "following the controller",
+    );
+    assert_eq!(lines, [lost, found, lost, found], "{text}");
+}
+
+async fn go_and_come_twice() {
+    let world = World::new();
+    let server = world.serve().await;
+    world.publish(&[&snapshot()]);
+    let road = Road::new(Way::Closed).await;
+    let pod = world.pod(road.address).await;
+    let mut link = pod.link();
+    for _ in 0..2 {
+        for _ in 0..5 {
+            within(link.changed()).await.unwrap();
+            assert!(matches!(&*link.borrow_and_update(), Link::Lost(_)));
+        }
+        road.lead(Way::To(server.address));
+        until_link(&pod, |link| *link == Link::Connected).await;
+        link.mark_unchanged();
+        road.lead(Way::Closed);
+    }
 }

@@ -214,10 +214,22 @@ async fn a_copy_that_cannot_be_written_keeps_nobody_from_serving() {
     let server = world.serve().await;
     let first = snapshot();
     world.publish(&[&first]);
-    let mut settings = world.client_settings(server.address);
-    settings.copy = world.path("no/such/directory/copy");
-    let pod = subscribe(settings, world.metrics.clone()).await;
-    let received = until_snapshot(&pod, &first).await;
-    pod.applied(&received.version);
-    world.until_pods(&[pod_state(&received.version)]).await;
+    for copy in ["no/such/directory/copy", "directory"] {
+        std::fs::create_dir_all(world.path("directory/full")).unwrap();
+        let mut settings = world.client_settings(server.address);
+        settings.copy = world.path(copy);
+        let pod = subscribe(settings, world.metrics.clone()).await;
+        let received = until_snapshot(&pod, &first).await;
+        pod.applied(&received.version);
+        world.until_pods(&[pod_state(&received.version)]).await;
+        drop(pod);
+        world.until_pods(&[]).await;
+    }
+    // Nor does it leave anything behind.
+    within(async {
+        while world.path("directory.new").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }

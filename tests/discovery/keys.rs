@@ -1,14 +1,15 @@
 //! Auth keys: asked for by a node without identity, given once, shown nowhere.
 
 use super::scene::{
-    KEY, Played, Road, TOKEN, Way, World, pod_state, snapshot, until_link, until_snapshot, web,
-    within,
+    KEY, Played, Road, TOKEN, Way, World, logged, pod_state, snapshot, until_link, until_snapshot,
+    web, within,
 };
 use std::time::Duration;
 use tailway::discovery::{
     KeyError, Link,
     proto::{AuthKey, KeyRefused, NeedKey, from_pod, to_pod},
 };
+use tracing::Level;
 
 #[tokio::test]
 async fn a_key_is_minted_when_it_is_asked_for_and_once_a_minute() {
@@ -111,24 +112,12 @@ async fn a_question_that_was_taken_back_costs_no_key() {
     assert!(world.mint.asked.lock().unwrap().is_empty());
 }
 
-/// Set in the process whose log is looked at.
-const LOGGED: &str = "TAILWAY_TEST_LOGGED";
-
-// In a process of its own: what is logged is decided for all threads of a process at once.
 #[test]
 fn neither_key_nor_token_is_in_any_log_line_or_debug_output() {
-    if std::env::var_os(LOGGED).is_some() {
-        return log_everything();
-    }
     let name = "discovery::keys::neither_key_nor_token_is_in_any_log_line_or_debug_output";
-    let output = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(LOGGED, "1")
-        .output()
-        .unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    let text = String::from_utf8_lossy(&text);
-    assert!(output.status.success(), "{text}");
+    let Some(text) = logged(name, Level::TRACE, show_everything) else {
+        return;
+    };
     for expected in ["auth key given to the pod", "TRACE", "Secret(redacted)"] {
         assert!(text.contains(expected), "no {expected} in {text}");
     }
@@ -138,12 +127,7 @@ fn neither_key_nor_token_is_in_any_log_line_or_debug_output() {
     }
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn log_everything() {
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(std::io::stderr)
-        .init();
+async fn show_everything() {
     let world = World::new();
     let server = world.serve().await;
     let first = snapshot();

@@ -491,3 +491,38 @@ async fn drive(mut near: TcpStream, mut ways: watch::Receiver<Way>) {
         let _ = ways.wait_for(|now| *now != Way::Frozen).await;
     }
 }
+
+// === what is logged ===
+
+/// Set in the process whose log is looked at.
+const LOGGED: &str = "TAILWAY_TEST_LOGGED";
+
+/// What the course of a test logs and prints, from a process of its own, as logging is decided for
+/// all threads of a process at once. `None` in that process, which runs the test of this name.
+pub fn logged<F: Future<Output = ()>>(
+    test: &str,
+    level: tracing::Level,
+    course: impl FnOnce() -> F,
+) -> Option<String> {
+    if std::env::var_os(LOGGED).is_some() {
+        tracing_subscriber::fmt()
+            .with_max_level(level)
+            .with_ansi(false)
+            .with_writer(std::io::stderr)
+            .init();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(course());
+        return None;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(LOGGED, "1")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "{text}");
+    Some(text)
+}
