@@ -8,13 +8,27 @@ LIBTAILSCALE := vendor/libtailscale
 GO_BUILD := -trimpath -buildvcs=false -tags netgo,osusergo
 export TAILWAY_LOCALTAILNET := $(TARGET)/localtailnet
 
-.PHONY: build demo test test-go test-rust lint gen bench localtailnet release
+# Who builds the image of tailway; without any, our own script does.
+IMAGE ?= tailway/tailway:dev
+PROFILE ?= release
+BUILDER ?= $(firstword $(foreach builder,docker podman buildah,$(shell command -v $(builder))))
+LAB := tests/cluster/lab
+
+.PHONY: build cluster demo image lab-build test test-go test-rust lint gen bench localtailnet release
 
 build: ## tailway for development
 	$(CARGO) build
 
 release: ## tailway for production: $(TARGET)/release/tailway
 	$(CARGO) build --release
+
+image: ## IMAGE by docker, podman or buildah; without them $(TARGET)/image/tailway.tar, also with PROFILE=debug
+ifeq ($(BUILDER),)
+	$(CARGO) build $(if $(filter release,$(PROFILE)),--release)
+	manifests/image/tailway.sh $(TARGET)/$(PROFILE)/tailway $(TARGET)/image/tailway.tar $(IMAGE)
+else
+	$(BUILDER) build --file manifests/image/Dockerfile --tag $(IMAGE) .
+endif
 
 demo: build localtailnet ## a Gateway on a local tailnet, from YAML to https
 	TAILWAY=$(TARGET)/debug/tailway manifests/samples/demo.sh
@@ -30,19 +44,28 @@ test-rust: localtailnet
 test-go:
 	cd $(LIBTAILSCALE) && $(GO) test $(GO_BUILD) ./...
 
+cluster: localtailnet lab-build ## on a real Kubernetes, in namespaces of its own; as root; TESTS names some
+	$(LAB)/require.sh run
+	$(CARGO) test --test tests $(or $(TESTS),cluster::) -- --ignored --test-threads=1
+
+lab-build: ## etcd, Kubernetes and cluster DNS for `make cluster`; ten minutes once
+	$(LAB)/build.sh
+
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
-	test -z "$$(gofmt -l $(LIBTAILSCALE))"
+	test -z "$$(gofmt -l $(LIBTAILSCALE) $(LAB))"
 	cd $(LIBTAILSCALE) && $(GO) vet -tags netgo,osusergo ./...
 
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --root $(TOOLS) cargo-deny
 
-gen: ## bindings of tailscale.h and the types of the Gateway API; the result is checked in
+gen: ## bindings of tailscale.h, types of the Gateway API, CRDs, install.yaml; the result is checked in
 	$(LIBTAILSCALE)/sys/gen.sh
 	src/api/gen.sh
+	UPDATE_GOLDEN=1 $(CARGO) test --test tests manifests::the_crds
+	manifests/gen.sh
 
 bench: release localtailnet ## tailway against Go peers on the same machine, as ratios
 	cd $(LIBTAILSCALE) && $(GO) build $(GO_BUILD) -o $(TARGET)/bench ./cmd/bench

@@ -165,9 +165,17 @@ pub struct ControllerArguments {
         value_name = "ADDRESS"
     )]
     pub admin_addr: SocketAddr,
-    /// Remove everything that was ever made for Gateways, in the cluster and in the tailnet, and end
+    /// End the controller, remove what it made for Gateways in the cluster and in the tailnet, and end
     #[arg(long)]
     pub cleanup: bool,
+    /// Name of the controller's Deployment, for --cleanup
+    #[arg(
+        long,
+        env = "TAILWAY_DEPLOYMENT",
+        default_value = "tailway-controller",
+        value_name = "NAME"
+    )]
+    pub deployment: String,
 }
 
 #[derive(Args, Debug)]

@@ -1,5 +1,6 @@
 //! What is counted, and how it is named. Labels are looked up once per connection.
 
+mod controller;
 mod discovery;
 
 pub use discovery::PodMeter;
@@ -83,6 +84,7 @@ struct Inner {
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
     discovery: discovery::Families,
+    controller: controller::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -140,6 +142,7 @@ impl Default for Metrics {
             node_running: Family::default(),
             node_peers: Family::default(),
             discovery: discovery::Families::new(),
+            controller: controller::Families::new(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -209,6 +212,7 @@ impl Default for Metrics {
             inner.node_peers.clone(),
         );
         inner.discovery.register(&mut registry);
+        inner.controller.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

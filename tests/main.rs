@@ -11,10 +11,12 @@
     reason = "helpers are shared by the modules of one binary"
 )]
 
+mod cluster;
 mod discovery;
 mod floors;
 mod golden;
 mod index;
+mod manifests;
 mod proxy;
 mod source;
 mod tailnet;

@@ -3,7 +3,8 @@
 use k8s_openapi::api::core::v1::{Affinity, EnvVar, ResourceRequirements, Toleration};
 use kube::CustomResource;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// A tailnet that Gateways can join: refer to it from `GatewayClass.spec.parametersRef`.
@@ -45,6 +46,7 @@ pub struct TailscaleTailnetSpec {
     /// Tags of the Gateways' nodes; the credentials must own them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
+        extend("x-kubernetes-list-type" = "set"),
         length(max = 32),
         inner(length(max = 100), regex(pattern = r"^tag:[a-zA-Z][a-zA-Z0-9-]*$"))
     )]
@@ -55,7 +57,7 @@ pub struct TailscaleTailnetSpec {
     pub ephemeral: bool,
     /// How long a minted auth key can be used, in minutes.
     #[serde(default = "key_lifetime")]
-    #[schemars(range(min = 1, max = 10))]
+    #[schemars(with = "i32", range(min = 1, max = 10))]
     pub key_lifetime_minutes: u32,
     /// What to do when a node's name is held by a device that an earlier pod of the same Gateway
     /// left behind.
@@ -123,13 +125,16 @@ pub struct ProxySettings {
     pub image_pull_policy: Option<String>,
     /// Names of Secrets with which the image is pulled.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(max = 253)))]
+    #[schemars(extend("x-kubernetes-list-type" = "set"), length(max = 16), inner(length(max = 253)))]
     pub image_pull_secrets: Vec<String>,
     /// A Gateway is one node and therefore one pod; 0 takes it out of service.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1))]
     pub replicas: Option<i32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "resources"
+    )]
     pub resources: Option<ResourceRequirements>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub node_selector: BTreeMap<String, String>,
@@ -146,11 +151,14 @@ pub struct ProxySettings {
     pub log_level: Option<String>,
     /// Environment of the pods, for settings that `tailway proxy --help` lists.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]),
+        length(max = 64)
+    )]
     pub env: Vec<EnvVar>,
     /// How long open connections may go on when a pod ends.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 3600))]
+    #[schemars(with = "Option<i32>", range(min = 1, max = 3600))]
     pub drain_seconds: Option<u32>,
     /// Whether evictions are to wait for a person (a PodDisruptionBudget that allows none).
     #[serde(default)]
@@ -170,4 +178,37 @@ fn key_lifetime() -> u32 {
 
 fn identity_token() -> String {
     IDENTITY_TOKEN.into()
+}
+
+/// Quantities can be numbers (`cpu: 2`), which the type for them does not take.
+fn resources<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<ResourceRequirements>, D::Error> {
+    let Some(mut given) = Option::<Value>::deserialize(deserializer)? else {
+        return Ok(None);
+    };
+    for list in ["limits", "requests"] {
+        let quantities = given.get_mut(list).and_then(Value::as_object_mut);
+        for quantity in quantities.into_iter().flat_map(|q| q.values_mut()) {
+            if quantity.is_number() {
+                *quantity = Value::String(quantity.to_string());
+            }
+        }
+    }
+    serde_json::from_value(given).map_err(D::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_quantity_can_be_a_number() {
+        let with = |cpu: Value| json!({ "resources": { "limits": { "cpu": cpu } } });
+        let parse = |value| serde_json::from_value::<ProxySettings>(value).unwrap();
+        assert_eq!(parse(with(json!(2))), parse(with(json!("2"))));
+        assert_eq!(parse(with(json!(0.5))), parse(with(json!("0.5"))));
+        assert_eq!(parse(json!({})), parse(json!({ "resources": null })));
+    }
 }

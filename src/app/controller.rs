@@ -17,12 +17,17 @@ use crate::{
     metrics::Metrics,
     source::{ClusterSettings, Watches, watch_cluster},
 };
-use kube::Client;
-use kube_lease_manager::LeaseManagerBuilder;
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use k8s_openapi::api::apps::v1::Deployment;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
+use serde_json::json;
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{JoinHandle, JoinSet},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +45,10 @@ pub enum ControllerError {
     )]
     Lease {
         name: String,
-        error: kube_lease_manager::LeaseManagerError,
+        error: LeaseManagerError,
     },
+    #[error("Deployment {name} cannot be scaled to none: {error}")]
+    Deployment { name: String, error: kube::Error },
     #[error("{0} ended, which it never should: starting anew")]
     Ended(&'static str),
     #[error("another replica has the lease now: starting anew")]
@@ -67,6 +74,7 @@ struct Parts {
     clients: Arc<Clients>,
     defaults: Defaults,
     events: Events,
+    metrics: Metrics,
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -87,7 +95,8 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     let (notes, notes_in) = mpsc::channel(NOTES);
     let parts = Parts {
         events: Events::new(client.clone(), arguments.pod_name.clone()),
-        clients: Arc::default(),
+        clients: Arc::new(Clients::new(metrics.clone())),
+        metrics: metrics.clone(),
         defaults: Defaults {
             namespace: arguments.namespace.clone(),
             api_url: arguments.api_url.clone(),
@@ -119,7 +128,7 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         watches.join_next().await;
         "a watch"
     });
-    let engine = Engine::new(arguments.namespace.clone());
+    let engine = Engine::new(arguments.namespace.clone(), metrics.clone());
     tasks.spawn(async move {
         engine.run(changes, notes_in, world).await;
         "the index"
@@ -136,12 +145,13 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     let drain = Drain::default();
     serve_snapshots(&arguments, &parts, listener, metrics, &drain, &mut tasks);
 
+    let mut lease = None;
     let result = tokio::select! {
         ended = tasks.join_next() => {
             let name = ended.and_then(Result::ok).unwrap_or("a part");
             Err(ControllerError::Ended(name))
         }
-        error = lead(&arguments, &parts) => Err(error),
+        result = lead(&arguments, &parts, &mut lease) => result,
         name = signals.next() => {
             tracing::info!(signal = name, "stopping");
             Ok(())
@@ -158,8 +168,14 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     })
     .await
     .ok();
+    if let Some(lease) = lease {
+        // Nobody watches it any more, so it is being released; the next leader need not wait.
+        tokio::time::timeout(FAREWELL, lease).await.ok();
+    }
     result
 }
+
+type LeaseTask = JoinHandle<Result<LeaseManager, LeaseManagerError>>;
 
 const SNAPSHOTS: &str = "the server of snapshots";
 
@@ -225,8 +241,12 @@ fn discovery_host(arguments: &ControllerArguments) -> String {
         .unwrap_or_else(|| format!("tailway-controller.{}.svc", arguments.namespace))
 }
 
-/// Waits for the lease, then writes for as long as it holds.
-async fn lead(arguments: &ControllerArguments, parts: &Parts) -> ControllerError {
+/// Waits for the lease, then writes for as long as it holds, or until all is cleaned up.
+async fn lead(
+    arguments: &ControllerArguments,
+    parts: &Parts,
+    task: &mut Option<LeaseTask>,
+) -> Result<(), ControllerError> {
     let failed = |error| ControllerError::Lease {
         name: arguments.lease.clone(),
         error,
@@ -238,42 +258,50 @@ async fn lead(arguments: &ControllerArguments, parts: &Parts) -> ControllerError
         .with_grace(LEASE_GRACE_SECONDS)
         .build()
         .await;
-    let lease = match lease {
-        Ok(lease) => lease,
-        Err(error) => return failed(error),
-    };
-    let (mut holds, watch) = lease.watch().await;
-    if holds.wait_for(|holds| *holds).await.is_err() {
-        return ended_lease(watch.await, arguments);
+    let (mut holds, watch) = lease.map_err(failed)?.watch().await;
+    *task = Some(watch);
+    if arguments.cleanup {
+        end_deployment(arguments, parts).await?;
     }
+    let ended = |_| ControllerError::Ended("the lease");
+    holds.wait_for(|holds| *holds).await.map_err(ended)?;
+    parts.metrics.leading(true);
     tracing::info!(lease = arguments.lease, "leading: this replica writes");
-    let lost = async {
-        match holds.wait_for(|holds| !*holds).await {
-            Ok(_) => ControllerError::LeaseLost,
-            Err(_) => ControllerError::Ended("the lease"),
-        }
-    };
     tokio::select! {
-        error = lost => error,
-        never = write(arguments, parts) => match never {},
+        lost = holds.wait_for(|holds| !*holds) => {
+            lost.map_err(ended)?;
+            Err(ControllerError::LeaseLost)
+        }
+        () = write(arguments, parts) => {
+            tracing::info!("nothing is left");
+            Ok(())
+        }
     }
 }
 
-fn ended_lease<T>(
-    ended: Result<Result<T, kube_lease_manager::LeaseManagerError>, tokio::task::JoinError>,
+/// A controller that runs would make again what is removed.
+async fn end_deployment(
     arguments: &ControllerArguments,
-) -> ControllerError {
-    match ended {
-        Ok(Err(error)) => ControllerError::Lease {
-            name: arguments.lease.clone(),
+    parts: &Parts,
+) -> Result<(), ControllerError> {
+    let deployments: Api<Deployment> = Api::namespaced(parts.client.clone(), &arguments.namespace);
+    let patch = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
+    let name = &arguments.deployment;
+    match deployments
+        .patch_scale(name, &PatchParams::default(), &patch)
+        .await
+    {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(ControllerError::Deployment {
+            name: name.clone(),
             error,
-        },
-        _ => ControllerError::Ended("the lease"),
+        }),
     }
 }
 
-/// What only one replica may do.
-async fn write(arguments: &ControllerArguments, parts: &Parts) -> Infallible {
+/// What only one replica may do. Ends only when it cleans up.
+async fn write(arguments: &ControllerArguments, parts: &Parts) {
     let settings = GatewaysSettings {
         site: Site {
             namespace: arguments.namespace.clone(),
@@ -288,23 +316,34 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) -> Infallible {
         },
         defaults: parts.defaults.clone(),
         removal_patience: arguments.removal_patience,
+        cleanup: arguments.cleanup,
     };
     let gateways = Gateways::new(
         parts.client.clone(),
         settings,
         Arc::clone(&parts.clients),
         parts.events.clone(),
+        parts.metrics.clone(),
     );
     let classes = Classes::new(
+        parts.client.clone(),
         parts.defaults.clone(),
         Arc::clone(&parts.clients),
         parts.notes.clone(),
     );
-    let writer = Writer::new(parts.client.clone(), parts.events.clone());
+    let writer = Writer::new(
+        parts.client.clone(),
+        parts.events.clone(),
+        parts.metrics.clone(),
+    );
+    let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
+    if arguments.cleanup {
+        return gateways.clean_up(worlds, owned).await;
+    }
     tokio::select! {
-        never = gateways.run(parts.worlds.clone(), parts.owned.clone()) => never,
-        never = classes.run(parts.worlds.clone()) => never,
-        never = writer.run(parts.worlds.clone()) => never,
+        never = gateways.run(worlds, owned) => match never {},
+        never = classes.run(parts.worlds.clone()) => match never {},
+        never = writer.run(parts.worlds.clone()) => match never {},
     }
 }
 

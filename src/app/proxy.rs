@@ -17,7 +17,7 @@ use crate::{
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -56,6 +56,7 @@ pub async fn proxy(arguments: ProxyArguments) -> Result<(), ProxyError> {
     let view = Arc::new(View {
         metrics: metrics.clone(),
         shown: Mutex::default(),
+        store: OnceLock::new(),
     });
     let admin = tokio::spawn(admin.serve(Arc::clone(&view) as Arc<dyn admin::View>));
     let client = Client::try_default()
@@ -74,6 +75,7 @@ pub async fn proxy(arguments: ProxyArguments) -> Result<(), ProxyError> {
             return Ok(());
         }
     };
+    let _ = view.store.set(store.problem());
     let keeper = {
         let (store, name) = (store.clone(), arguments.state_secret.clone());
         tokio::spawn(async move { store.keep(&secrets, &name).await })
@@ -279,6 +281,8 @@ fn no_key(message: &str) -> NodeReport {
 struct View {
     metrics: Metrics,
     shown: Mutex<Shown>,
+    /// Why the node's state is not kept; empty when it is.
+    store: OnceLock<watch::Receiver<String>>,
 }
 
 #[derive(Default)]
@@ -309,7 +313,11 @@ impl View {
 impl admin::View for View {
     fn ready(&self) -> Result<(), String> {
         let shown = self.shown();
+        let problem = self.store.get().map(|problem| problem.borrow().clone());
         match &shown.report.programmed {
+            _ if problem.as_ref().is_some_and(|problem| !problem.is_empty()) => {
+                Err(problem.unwrap_or_default())
+            }
             _ if !shown.waiting.is_empty() => Err(shown.waiting.clone()),
             Programmed::Generation(_) => Ok(()),
             Programmed::No { message, .. } => Err(message.clone()),

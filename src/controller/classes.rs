@@ -5,13 +5,20 @@ use super::{
     world::{Note, World},
 };
 use crate::{
-    api::{CONTROLLER, conditions as c},
+    api::{CONTROLLER, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::Verdict,
+    metrics::Metrics,
     tailnet::api::{ApiClient, ApiError, ApiSettings},
 };
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,14 +29,15 @@ use tokio::{
 
 /// A client of the Tailscale API for each class. It outlives the class's credentials, so that
 /// nodes of a class that is gone can still be removed.
-#[derive(Debug, Default)]
 pub struct Clients {
+    metrics: Metrics,
     by_class: Mutex<BTreeMap<String, (Parameters, ApiClient)>>,
 }
 
 /// Tries credentials; for the lease holder.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "kube's Client has none")]
 pub struct Classes {
+    client: Client,
     defaults: Defaults,
     clients: Arc<Clients>,
     notes: mpsc::Sender<Note>,
@@ -42,6 +50,9 @@ struct Trial {
     task: Option<JoinHandle<()>>,
 }
 
+/// On a GatewayClass that Gateways use.
+const IN_USE: &str = "gateway-exists-finalizer.gateway.networking.k8s.io";
+
 /// How often credentials that work are tried again: they may have been revoked.
 const PERIOD: Duration = Duration::from_secs(3600);
 
@@ -51,7 +62,20 @@ const LAST_RETRY: Duration = Duration::from_secs(300);
 
 // === impl Clients ===
 
+impl fmt::Debug for Clients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clients")
+    }
+}
+
 impl Clients {
+    pub fn new(metrics: Metrics) -> Self {
+        Self {
+            metrics,
+            by_class: Mutex::default(),
+        }
+    }
+
     /// The client for a class with these parameters.
     ///
     /// # Errors
@@ -68,6 +92,10 @@ impl Clients {
         if let Some(url) = &parameters.api_url {
             settings.base_url.clone_from(url);
         }
+        let metrics = self.metrics.clone();
+        settings.observe = Arc::new(move |operation, status| {
+            metrics.api_request(operation.name(), status);
+        });
         let client = ApiClient::new(settings)?;
         clients.insert(class.into(), (parameters.clone(), client.clone()));
         Ok(client)
@@ -83,8 +111,14 @@ impl Clients {
 // === impl Classes ===
 
 impl Classes {
-    pub fn new(defaults: Defaults, clients: Arc<Clients>, notes: mpsc::Sender<Note>) -> Self {
+    pub fn new(
+        client: Client,
+        defaults: Defaults,
+        clients: Arc<Clients>,
+        notes: mpsc::Sender<Note>,
+    ) -> Self {
         Self {
+            client,
             defaults,
             clients,
             notes,
@@ -109,6 +143,10 @@ impl Classes {
         let ours = classes
             .iter()
             .filter(|(_, class)| class.spec.controller_name == CONTROLLER);
+        let gateways = world.subjects.gateways.values();
+        let used: BTreeSet<_> = gateways
+            .map(|gateway| gateway.spec.gateway_class_name.as_str())
+            .collect();
         let mut gone = std::mem::take(&mut self.trials);
         for (name, class) in ours {
             let name = &name.name;
@@ -118,6 +156,37 @@ impl Classes {
                 _ => self.start(name, parameters).await,
             };
             self.trials.insert(name.clone(), trial);
+            let in_use = used.contains(name.as_str());
+            if let Err(error) = self.keep(class, in_use).await {
+                tracing::warn!(class = name, %error, "its finalizer could not be written");
+            }
+        }
+    }
+
+    /// A class that Gateways use is not to go before them (Gateway API,
+    /// `GatewayClassFinalizerGatewaysExist`): its credentials are needed to remove their nodes.
+    async fn keep(&self, class: &GatewayClass, in_use: bool) -> kube::Result<()> {
+        let mut finalizers = class.finalizers().to_vec();
+        let before = finalizers.len();
+        finalizers.retain(|finalizer| finalizer != IN_USE);
+        let is_there = finalizers.len() < before;
+        if is_there == in_use || in_use && class.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        finalizers.extend(in_use.then(|| IN_USE.to_owned()));
+        let api: Api<GatewayClass> = Api::all(self.client.clone());
+        let patch = json!({ "metadata": {
+            "finalizers": finalizers,
+            "resourceVersion": class.metadata.resource_version,
+        }});
+        let parameters = PatchParams::default();
+        let patched = api
+            .patch_metadata(&class.name_any(), &parameters, &Patch::Merge(patch))
+            .await;
+        match patched {
+            // Its new version is on the way, or it is gone.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            other => other.map(drop),
         }
     }
 

@@ -17,12 +17,13 @@ use crate::{
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
         tailnets::NameConflict,
     },
+    metrics::Metrics,
     model::{ObjectName, TailnetState},
     tailnet::api::ApiError,
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy},
 };
 use serde_json::json;
 use std::{
@@ -47,6 +48,8 @@ pub struct GatewaysSettings {
     pub defaults: Defaults,
     /// How long a Gateway that is being deleted waits for a Tailscale API that is away.
     pub removal_patience: Duration,
+    /// Nothing is made any more, all is removed.
+    pub cleanup: bool,
 }
 
 /// Gateways that are worked on at a time.
@@ -84,6 +87,7 @@ pub(super) struct Shared {
     pub(super) settings: GatewaysSettings,
     pub(super) clients: Arc<Clients>,
     pub(super) events: Events,
+    metrics: Metrics,
     permits: Semaphore,
 }
 
@@ -96,6 +100,9 @@ struct Known {
     retry_at: Option<Instant>,
     /// Since when it is being removed although its object stays.
     released: Option<jiff::Timestamp>,
+    /// Generation of the Gateway, and whether it is being deleted: what failed before it became
+    /// another may work now.
+    seen: Option<(Option<i64>, bool)>,
 }
 
 /// What is to be done for a Gateway now.
@@ -137,6 +144,7 @@ impl Gateways {
         settings: GatewaysSettings,
         clients: Arc<Clients>,
         events: Events,
+        metrics: Metrics,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -144,6 +152,7 @@ impl Gateways {
                 settings,
                 clients,
                 events,
+                metrics,
                 permits: Semaphore::new(CONCURRENCY),
             }),
             known: HashMap::new(),
@@ -165,21 +174,33 @@ impl Gateways {
             if world.listed && there.listed {
                 self.look(&world, &there);
             }
-            let retry = self.next_retry();
-            let gone = tokio::select! {
-                changed = worlds.changed() => changed.is_err(),
-                changed = owned.changed() => changed.is_err(),
-                Some(done) = self.running.join_next() => {
-                    if let Ok((gateway, result)) = done {
-                        self.finish(gateway, result);
-                    }
-                    false
+            self.wait(&mut worlds, &mut owned).await;
+        }
+    }
+
+    /// Until there is something to look at; for ever once nothing can change any more.
+    async fn wait(
+        &mut self,
+        worlds: &mut watch::Receiver<Arc<World>>,
+        owned: &mut watch::Receiver<Arc<Owned>>,
+    ) {
+        let retry = self.next_retry();
+        let waiting = self.known.values().filter(|known| known.retry_at.is_some());
+        let pending = self.busy.len() + waiting.count();
+        self.shared.metrics.reconciles_pending(pending);
+        let gone = tokio::select! {
+            changed = worlds.changed() => changed.is_err(),
+            changed = owned.changed() => changed.is_err(),
+            Some(done) = self.running.join_next() => {
+                if let Ok((gateway, result)) = done {
+                    self.finish(gateway, result);
                 }
-                () = sleep_until(retry) => false,
-            };
-            if gone {
-                std::future::pending::<()>().await;
+                false
             }
+            () = sleep_until(retry) => false,
+        };
+        if gone {
+            std::future::pending::<()>().await;
         }
     }
 
@@ -198,10 +219,11 @@ impl Gateways {
                 continue;
             }
             let known = self.known.entry(name.clone()).or_default();
+            let gateway = world.subjects.gateways.get(&name);
+            known.see(gateway);
             if known.retry_at.is_some_and(|at| at > now) {
                 continue;
             }
-            let gateway = world.subjects.gateways.get(&name);
             let workload = owned.workloads.get(&name);
             if let Some(step) = step(&self.shared, world, &name, gateway, workload, known) {
                 let (shared, gateway) = (Arc::clone(&self.shared), gateway.cloned());
@@ -209,7 +231,9 @@ impl Gateways {
                 self.running.spawn(async move {
                     // The semaphore is never closed.
                     let _permit = shared.permits.acquire().await;
+                    let label = step.label();
                     let result = shared.take(step, &name, gateway.as_deref()).await;
+                    shared.metrics.reconciled(label, result.is_ok());
                     (name, result)
                 });
             }
@@ -230,10 +254,11 @@ impl Gateways {
                     Done::Stopped => known.applied = None,
                     Done::Removed(removed) => {
                         known.applied = None;
-                        known.released = None;
-                        if removed == Removed::Waiting {
-                            known.retry_at = Some(Instant::now() + FIRST_RETRY);
+                        if removed == Removed::All {
+                            known.released = None;
                         }
+                        // Until the watch has told of it.
+                        known.retry_at = Some(Instant::now() + FIRST_RETRY);
                     }
                     // Until the watch has told of it.
                     Done::Recorded => known.retry_at = Some(Instant::now() + FIRST_RETRY),
@@ -253,8 +278,58 @@ impl Gateways {
         }
     }
 
+    /// Removes all that was made, and ends when nothing is left.
+    pub async fn clean_up(
+        mut self,
+        mut worlds: watch::Receiver<Arc<World>>,
+        mut owned: watch::Receiver<Arc<Owned>>,
+    ) {
+        loop {
+            let (world, there) = (
+                worlds.borrow_and_update().clone(),
+                owned.borrow_and_update().clone(),
+            );
+            if world.listed && there.listed {
+                let has_finalizer =
+                    |gateway: &Arc<Gateway>| gateway.finalizers().iter().any(|f| f == FINALIZER);
+                let gateways = world.subjects.gateways.values();
+                if there.workloads.is_empty() && !gateways.into_iter().any(has_finalizer) {
+                    return;
+                }
+                self.look(&world, &there);
+            }
+            self.wait(&mut worlds, &mut owned).await;
+        }
+    }
+
     fn next_retry(&self) -> Option<Instant> {
         self.known.values().filter_map(|known| known.retry_at).min()
+    }
+}
+
+impl Step {
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Apply { .. } => "apply",
+            Self::Stop(_) => "stop",
+            Self::Remove(_) => "remove",
+            Self::Record { .. } => "record",
+            Self::TakeBack { .. } => "take_back",
+        }
+    }
+}
+
+impl Known {
+    fn see(&mut self, gateway: Option<&Arc<Gateway>>) {
+        let seen = gateway.map(|gateway| {
+            let metadata = &gateway.metadata;
+            (metadata.generation, metadata.deletion_timestamp.is_some())
+        });
+        if self.seen != seen {
+            self.seen = seen;
+            self.failures = 0;
+            self.retry_at = None;
+        }
     }
 }
 
@@ -277,7 +352,7 @@ fn step(
         .subjects
         .classes
         .get(&ObjectName::new("", &gateway.spec.gateway_class_name))
-        .filter(|class| class.spec.controller_name == CONTROLLER);
+        .filter(|class| class.spec.controller_name == CONTROLLER && !shared.settings.cleanup);
     let deleted = gateway.metadata.deletion_timestamp.as_ref().map(|t| t.0);
     let (Some(class), None) = (class, deleted) else {
         if !has_finalizer && workload.is_none() {
@@ -457,6 +532,8 @@ impl Shared {
                 let [sets, .., secrets] = kinds();
                 self.record(&sets, &set, &node_ids).await?;
                 self.record(&secrets, &secret, &node_ids).await?;
+                tracing::info!(gateway = %name, node_ids, "it has a node");
+                self.revoke_used_keys(name, gateway).await;
                 Ok(Done::Recorded)
             }
             Step::TakeBack {
@@ -483,10 +560,19 @@ impl Shared {
                 &made.resource,
             );
             let patch = Patch::Apply(&made.object);
-            let applied = api
-                .patch(&made.name, &parameters, &patch)
-                .await
-                .map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+            let mut applied = api.patch(&made.name, &parameters, &patch).await;
+            if made.resource.kind == "StatefulSet" && is_immutable(&applied) {
+                // Its pod goes on, and the new one takes it over.
+                let orphan = DeleteParams {
+                    propagation_policy: Some(PropagationPolicy::Orphan),
+                    ..DeleteParams::default()
+                };
+                let deleted = api.delete(&made.name, &orphan).await;
+                deleted.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+                applied = api.patch(&made.name, &parameters, &patch).await;
+            }
+            let applied =
+                applied.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
             generation = applied.metadata.generation;
         }
         Ok(generation)
@@ -560,6 +646,11 @@ impl Shared {
             Err(error) => Err(failed("Gateway", &name.to_string(), error)),
         }
     }
+}
+
+/// Whether a field was to change that cannot: another version of tailway made it.
+fn is_immutable<K>(applied: &kube::Result<K>) -> bool {
+    matches!(applied, Err(kube::Error::Api(status)) if status.code == 422)
 }
 
 pub(super) fn failed(kind: &str, name: &str, error: kube::Error) -> Failure {

@@ -1,5 +1,8 @@
 //! Labels and annotations of what the controller makes.
 
+/// What the keys start with that are ours alone.
+pub(super) const OURS: &str = "tailway.michaelbeaumont.github.io/";
+
 pub(super) const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
 pub(super) const MANAGER: &str = "tailway-controller";
 

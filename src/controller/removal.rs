@@ -77,7 +77,7 @@ impl Shared {
         for id in &node_ids {
             self.remove_device(removal, &client, id).await?;
         }
-        self.revoke_keys(removal, &client).await
+        revoke_keys(&removal.gateway, &client).await
     }
 
     fn client_for(&self, removal: &Removal) -> Result<ApiClient, ApiError> {
@@ -122,15 +122,16 @@ impl Shared {
         Ok(())
     }
 
-    async fn revoke_keys(&self, removal: &Removal, client: &ApiClient) -> Result<(), ApiError> {
-        let description = key_description(&removal.gateway);
-        for key in client.keys().await? {
-            // The list may leave descriptions out.
-            if key.description == description {
-                client.revoke_key(&key.id).await?;
-            }
+    /// Revokes the keys of a node that has joined: what was not used is of no use any more.
+    pub(super) async fn revoke_used_keys(&self, name: &ObjectName, gateway: Option<&Gateway>) {
+        let class = gateway.map(|gateway| gateway.spec.gateway_class_name.as_str());
+        let Some((_, client)) = self.clients.last(class.unwrap_or_default()) else {
+            return;
+        };
+        if let Err(error) = revoke_keys(name, &client).await {
+            // They expire within minutes.
+            tracing::warn!(gateway = %name, %error, "its auth keys could not be revoked");
         }
-        Ok(())
     }
 
     async fn tell_left_behind(
@@ -203,4 +204,15 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Keys are known by their description.
+async fn revoke_keys(gateway: &ObjectName, client: &ApiClient) -> Result<(), ApiError> {
+    let description = key_description(gateway);
+    for key in client.keys().await? {
+        if key.description == description {
+            client.revoke_key(&key.id).await?;
+        }
+    }
+    Ok(())
 }

@@ -159,7 +159,7 @@ impl WorkloadInput {
 
     /// Those of the Gateway's infrastructure, then ours, which they cannot replace (GEP-1867).
     fn all_labels(&self) -> BTreeMap<String, String> {
-        let mut all = self.labels.clone();
+        let mut all = foreign(&self.labels);
         all.extend(selector(&workload_name(&self.gateway)));
         let ours = [
             (labels::MANAGED_BY, labels::MANAGER.into()),
@@ -174,7 +174,7 @@ impl WorkloadInput {
     }
 
     fn all_annotations(&self) -> BTreeMap<String, String> {
-        let mut all = self.annotations.clone();
+        let mut all = foreign(&self.annotations);
         let ours = [
             (labels::GATEWAY_NAME, &self.gateway.name),
             (labels::GATEWAY_NAMESPACE, &self.gateway.namespace),
@@ -318,6 +318,13 @@ impl WorkloadInput {
         }));
         environment
             .extend(cpu_limit(resources).map(|cores| value("GOMAXPROCS", cores.to_string())));
+        // Then what holds for all Gateways, and after it what the class says.
+        environment.extend(
+            self.site
+                .environment
+                .iter()
+                .map(|(name, text)| value(name, text.clone())),
+        );
         environment.extend(
             self.control_url
                 .iter()
@@ -333,15 +340,17 @@ impl WorkloadInput {
                 .iter()
                 .map(|level| value("TAILWAY_LOG", level.clone())),
         );
-        environment.extend(
-            self.site
-                .environment
-                .iter()
-                .map(|(name, text)| value(name, text.clone())),
-        );
         environment.extend(self.proxy.env.iter().map(|variable| json!(variable)));
-        environment
+        last_of_each(environment)
     }
+}
+
+/// Without what the controller reads from its own objects: whoever may write a Gateway could name
+/// devices there that are not its own.
+fn foreign(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut given = given.clone();
+    given.retain(|key, _| !key.starts_with(labels::OURS));
+    given
 }
 
 fn selector(workload: &str) -> BTreeMap<String, String> {
@@ -349,6 +358,16 @@ fn selector(workload: &str) -> BTreeMap<String, String> {
         ("app.kubernetes.io/name".into(), "tailway".into()),
         ("app.kubernetes.io/instance".into(), workload.into()),
     ])
+}
+
+/// An API server takes no variable twice, and what comes later is more particular.
+fn last_of_each(variables: Vec<Value>) -> Vec<Value> {
+    let mut kept: Vec<Value> = Vec::with_capacity(variables.len());
+    for variable in variables {
+        kept.retain(|earlier| earlier["name"] != variable["name"]);
+        kept.push(variable);
+    }
+    kept
 }
 
 /// A pod may read and write its own state, and nothing else.

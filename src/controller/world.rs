@@ -4,6 +4,7 @@ use super::names::workload_name;
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::{Index, Key, Kind, Outcome, Subjects, Verdict},
+    metrics::Metrics,
     model::{NodeReport, ObjectName},
     source::Change,
     tailnet::Secret,
@@ -45,6 +46,7 @@ pub enum Note {
 pub struct Engine {
     index: Index,
     system_namespace: String,
+    metrics: Metrics,
     credentials: BTreeMap<ObjectName, Arc<Values>>,
     credentials_shared: Arc<BTreeMap<ObjectName, Arc<Values>>>,
     workloads: Arc<BTreeMap<String, ObjectName>>,
@@ -65,10 +67,11 @@ const BATCH: usize = 1024;
 // === impl Engine ===
 
 impl Engine {
-    pub fn new(system_namespace: String) -> Self {
+    pub fn new(system_namespace: String, metrics: Metrics) -> Self {
         Self {
             index: Index::with_verdicts(),
             system_namespace,
+            metrics,
             credentials: BTreeMap::new(),
             credentials_shared: Arc::default(),
             workloads: Arc::default(),
@@ -112,8 +115,14 @@ impl Engine {
     }
 
     fn evaluate(&mut self) -> World {
+        let started = Instant::now();
+        let outcome = self.index.evaluate();
+        let gateways = &outcome.statuses.gateways;
+        let programmed = gateways.iter().filter(|status| status.is_programmed());
+        self.metrics
+            .evaluated(started.elapsed(), programmed.count(), gateways.len());
         World {
-            outcome: self.index.evaluate(),
+            outcome,
             subjects: self.index.subjects(),
             credentials: Arc::clone(&self.credentials_shared),
             workloads: Arc::clone(&self.workloads),

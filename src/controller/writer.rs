@@ -5,7 +5,7 @@ use super::{
     status::{StatusWrite, plan},
     world::World,
 };
-use crate::{index::Kind, model::ObjectName, source::served};
+use crate::{index::Kind, metrics::Metrics, model::ObjectName, source::served};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use kube::{
@@ -38,6 +38,7 @@ pub const FIELD_MANAGER: &str = "tailway-controller";
 pub struct Writer {
     client: Client,
     events: Events,
+    metrics: Metrics,
     resources: BTreeMap<Kind, ApiResource>,
     /// The version of each object that a write was made from: until its watch has told of the
     /// result, there is nothing to add.
@@ -47,10 +48,11 @@ pub struct Writer {
 // === impl Writer ===
 
 impl Writer {
-    pub fn new(client: Client, events: Events) -> Self {
+    pub fn new(client: Client, events: Events, metrics: Metrics) -> Self {
         Self {
             client,
             events,
+            metrics,
             resources: BTreeMap::new(),
             written: Mutex::default(),
         }
@@ -154,6 +156,8 @@ impl Writer {
         let result = api
             .patch_status(&name.name, &parameters, &Patch::Merge(patch))
             .await;
+        self.metrics
+            .status_written(write.kind.to_string(), result.is_ok());
         match result {
             Ok(_) => {
                 self.tell(&write).await;

@@ -194,6 +194,14 @@ impl Finding {
     }
 }
 
+impl GatewayStatus {
+    /// Whether its newest generation is served.
+    pub fn is_programmed(&self) -> bool {
+        let mut conditions = self.conditions.iter();
+        conditions.any(|condition| condition.kind == c::PROGRAMMED && condition.status)
+    }
+}
+
 // === impl Statuses ===
 
 impl Statuses {

@@ -143,13 +143,19 @@ impl SecretStore {
                     self.tell(String::new());
                 }
                 Err(error) => {
-                    if matches!(&error, kube::Error::Api(status) if status.code == 404) {
-                        // It was lost: once it is there again, it needs everything.
-                        self.state().dirty_all();
+                    let message =
+                        format!("the node's state cannot be written to Secret {name}: {error}");
+                    match &error {
+                        kube::Error::Api(status) if status.code < 500 => {
+                            if status.code == 404 {
+                                // It was lost: once it is there again, it needs everything.
+                                self.state().dirty_all();
+                            }
+                            self.tell(message);
+                        }
+                        // Away: what is in the directory is enough for as long as the pod lives.
+                        _ => tracing::warn!("{message}"),
                     }
-                    self.tell(format!(
-                        "the node's state cannot be written to Secret {name}: {error}"
-                    ));
                     tokio::time::sleep(retry(&mut failures)).await;
                 }
             }
@@ -162,7 +168,7 @@ impl SecretStore {
         state.values.get(IDENTITY).is_some_and(|v| !v.is_empty())
     }
 
-    /// Why the Secret lacks something; empty when it does not.
+    /// Why the API server refuses to keep the state; empty when it does not.
     pub fn problem(&self) -> watch::Receiver<String> {
         self.shared.problem.subscribe()
     }

@@ -5,4 +5,4 @@ mod certificates;
 mod connections;
 mod nodes;
 mod run;
-mod world;
+pub mod world;

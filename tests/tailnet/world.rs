@@ -53,7 +53,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 }
 
 /// The `localtailnet` program, built once unless `make` did.
-fn program() -> &'static Path {
+pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         if let Some(path) = env::var_os("TAILWAY_LOCALTAILNET").map(PathBuf::from)
@@ -89,13 +89,23 @@ fn program() -> &'static Path {
 /// A tailnet of its own. Ends with its value, since its stdin does.
 pub struct Tailnet {
     ready: Value,
+    admin: SocketAddr,
     _child: Child,
     _stdin: ChildStdin,
 }
 
 impl Tailnet {
     pub async fn start() -> Self {
-        let mut child = Command::new(program())
+        Self::start_as(Command::new(program()), |admin| admin).await
+    }
+
+    /// The same by a command of one's own, which runs it elsewhere; `reach` says where its admin
+    /// API is from here.
+    pub async fn start_as(
+        mut command: Command,
+        reach: impl FnOnce(SocketAddr) -> SocketAddr,
+    ) -> Self {
+        let mut child = command
             .arg("-exit-with-stdin")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -107,9 +117,12 @@ impl Tailnet {
         let line = soon("the local tailnet is ready", lines.next_line())
             .await
             .unwrap();
-        let ready = serde_json::from_str(&line.expect("a ready line")).unwrap();
+        let ready: Value = serde_json::from_str(&line.expect("a ready line")).unwrap();
+        let admin = ready["admin_url"].as_str().unwrap();
+        let admin = admin.trim_start_matches("http://").parse().unwrap();
         Self {
             ready,
+            admin: reach(admin),
             _child: child,
             _stdin: stdin,
         }
@@ -119,16 +132,13 @@ impl Tailnet {
         self.ready[name].as_str().unwrap()
     }
 
-    pub fn domain(&self) -> &str {
-        self.field("domain")
+    /// The environment that nodes of this tailnet need.
+    pub fn environment(&self) -> &serde_json::Map<String, Value> {
+        self.ready["env"].as_object().unwrap()
     }
 
-    fn admin(&self) -> SocketAddr {
-        self.field("admin_url")
-            .trim_start_matches("http://")
-            .trim_end_matches('/')
-            .parse()
-            .unwrap()
+    pub fn domain(&self) -> &str {
+        self.field("domain")
     }
 
     pub async fn get(&self, path: &str) -> Value {
@@ -149,7 +159,7 @@ impl Tailnet {
         } else {
             body.to_string()
         };
-        let (status, text) = http(self.admin(), method, path, body).await;
+        let (status, text) = http(self.admin, method, path, body).await;
         assert!(status.is_success(), "{path}: {status}: {text}");
         serde_json::from_str(&text).unwrap_or(Value::Null)
     }
@@ -158,7 +168,7 @@ impl Tailnet {
     pub async fn visit(&self, url: &str) -> Result<Value, String> {
         self.post("/client/visitor", json!({})).await;
         let body = json!({ "url": url, "timeout": "20s" }).to_string();
-        let (status, text) = http(self.admin(), Method::POST, "/client/visitor/http", body).await;
+        let (status, text) = http(self.admin, Method::POST, "/client/visitor/http", body).await;
         if status.is_success() {
             Ok(serde_json::from_str(&text).unwrap())
         } else {

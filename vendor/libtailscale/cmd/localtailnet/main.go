@@ -8,7 +8,8 @@
 //
 // When every part listens it prints one line of JSON, which is what a node
 // needs to join (see Ready). Nothing in it is authenticated beyond what nodes
-// do, so it listens on loopback only.
+// do, so it listens on loopback only, or with -ip, for all but the admin API,
+// on an address of a network that tests made.
 //
 // The admin API speaks JSON. A refusal is {"error": "…"} with a status of 4xx
 // or 5xx. NAME of a node is its first label.
@@ -108,9 +109,10 @@ func run(ctx context.Context, arguments []string, stdin io.Reader, stdout io.Wri
 	var config Config
 	flags := flag.NewFlagSet("localtailnet", flag.ContinueOnError)
 	flags.StringVar(&config.Domain, "domain", "tail1234.ts.net", "MagicDNS suffix of the tailnet")
-	flags.StringVar(&config.Listen, "listen", "127.0.0.1:0", "loopback address of the control server")
+	flags.StringVar(&config.IP, "ip", "127.0.0.1", "IP address that nodes reach the tailnet at; another than loopback's is for a network namespace of tests")
+	flags.StringVar(&config.Listen, "listen", "", "address of the control server (default port 0 of -ip)")
 	flags.StringVar(&config.AdminListen, "admin-listen", "127.0.0.1:0", "loopback address of the admin API")
-	flags.StringVar(&config.APIListen, "api-listen", "127.0.0.1:0", "loopback address of the fake of Tailscale's HTTP API")
+	flags.StringVar(&config.APIListen, "api-listen", "", "address of the fake of Tailscale's HTTP API (default port 0 of -ip)")
 	flags.StringVar(&config.Login, "login", "owner@example.com", "login name that owns untagged nodes")
 	flags.DurationVar(&config.CertificateLifetime, "certificate-lifetime", 90*24*time.Hour, "lifetime of issued certificates")
 	flags.DurationVar(&config.EphemeralGrace, "ephemeral-grace", 5*time.Second, "from losing an ephemeral node to removing it")

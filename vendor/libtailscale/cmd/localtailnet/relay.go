@@ -22,7 +22,7 @@ import (
 	"tailscale.com/types/logger"
 )
 
-// relay is the DERP and STUN server of the tailnet: region 1, on loopback.
+// relay is the DERP and STUN server of the tailnet: region 1.
 type relay struct {
 	derpMap     *tailcfg.DERPMap
 	derpAddress string
@@ -32,29 +32,30 @@ type relay struct {
 	stopSTUN    context.CancelFunc
 }
 
-func startRelay(logf logger.Logf) (*relay, error) {
-	certificate, err := selfSigned("localtailnet DERP")
+func startRelay(config Config) (*relay, error) {
+	address := net.JoinHostPort(config.IP, "0")
+	certificate, err := selfSigned("localtailnet DERP", config.IP)
 	if err != nil {
 		return nil, err
 	}
-	listener, err := listenLoopback("127.0.0.1:0")
+	listener, err := config.listen(address)
 	if err != nil {
 		return nil, fmt.Errorf("DERP: %w", err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	stun := stunserver.New(ctx)
-	if err := stun.Listen("127.0.0.1:0"); err != nil {
+	if err := stun.Listen(address); err != nil {
 		stop()
 		return nil, errors.Join(fmt.Errorf("STUN: %w", err), listener.Close())
 	}
 	go stun.Serve()
 
-	derp := derpserver.New(key.NewNode(), logf)
+	derp := derpserver.New(key.NewNode(), config.Logf)
 	server := &http.Server{
 		Handler:           derpserver.Handler(derp),
 		TLSConfig:         &tls.Config{Certificates: []tls.Certificate{certificate}},
 		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          logger.StdLogger(logf),
+		ErrorLog:          logger.StdLogger(config.Logf),
 		// DERP hijacks its connection, which HTTP/2 cannot give.
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
@@ -68,16 +69,16 @@ func startRelay(logf logger.Logf) (*relay, error) {
 			Regions: map[int]*tailcfg.DERPRegion{1: {
 				RegionID:   1,
 				RegionCode: "local",
-				RegionName: "Loopback",
+				RegionName: "Local",
 				Nodes: []*tailcfg.DERPNode{{
 					Name:             "1a",
 					RegionID:         1,
-					HostName:         "127.0.0.1",
-					IPv4:             "127.0.0.1",
+					HostName:         config.IP,
+					IPv4:             config.IP,
 					IPv6:             "none",
 					DERPPort:         derpAddress.Port,
 					STUNPort:         stunAddress.Port,
-					STUNTestIP:       "127.0.0.1",
+					STUNTestIP:       config.IP,
 					InsecureForTests: true,
 				}},
 			}},
@@ -97,7 +98,7 @@ func (r *relay) close() error {
 	return errors.Join(r.http.Close(), r.derp.Close())
 }
 
-func selfSigned(name string) (tls.Certificate, error) {
+func selfSigned(name, ip string) (tls.Certificate, error) {
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("key for %s: %w", name, err)
@@ -107,7 +108,7 @@ func selfSigned(name string) (tls.Certificate, error) {
 		Subject:      pkix.Name{CommonName: name},
 		NotBefore:    time.Now().Add(-time.Hour),
 		NotAfter:     time.Now().AddDate(1, 0, 0),
-		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses:  []net.IP{net.ParseIP(ip)},
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)

@@ -23,9 +23,10 @@ import (
 // the default named with it.
 type Config struct {
 	Domain              string        // MagicDNS suffix; "tail1234.ts.net"
-	Listen              string        // address of the control server; "127.0.0.1:0"
+	IP                  string        // of all that nodes and gateways talk to; "127.0.0.1"
+	Listen              string        // address of the control server; port 0 of IP
 	AdminListen         string        // address of the admin API; "127.0.0.1:0"
-	APIListen           string        // address of the fake of Tailscale's HTTP API; "127.0.0.1:0"
+	APIListen           string        // address of the fake of Tailscale's HTTP API; port 0 of IP
 	Login               string        // owner of untagged nodes; "owner@example.com"
 	CertificateLifetime time.Duration // of leaf certificates; 90 days
 	EphemeralGrace      time.Duration // from a lost stream to removal; 5 s
@@ -36,14 +37,17 @@ func (c Config) withDefaults() Config {
 	if c.Domain == "" {
 		c.Domain = "tail1234.ts.net"
 	}
+	if c.IP == "" {
+		c.IP = "127.0.0.1"
+	}
 	if c.Listen == "" {
-		c.Listen = "127.0.0.1:0"
+		c.Listen = net.JoinHostPort(c.IP, "0")
 	}
 	if c.AdminListen == "" {
 		c.AdminListen = "127.0.0.1:0"
 	}
 	if c.APIListen == "" {
-		c.APIListen = "127.0.0.1:0"
+		c.APIListen = net.JoinHostPort(c.IP, "0")
 	}
 	if c.Login == "" {
 		c.Login = "owner@example.com"
@@ -106,10 +110,10 @@ func Start(config Config) (_ *Tailnet, err error) {
 			t.Close()
 		}
 	}()
-	if t.relay, err = startRelay(config.Logf); err != nil {
+	if t.relay, err = startRelay(config); err != nil {
 		return nil, err
 	}
-	controlListener, err := listenLoopback(config.Listen)
+	controlListener, err := config.listen(config.Listen)
 	if err != nil {
 		return nil, err
 	}
@@ -135,14 +139,14 @@ func Start(config Config) (_ *Tailnet, err error) {
 	if err != nil {
 		return nil, err
 	}
-	acmeListener, err := listenLoopback("127.0.0.1:0")
+	acmeListener, err := config.listen(net.JoinHostPort(config.IP, "0"))
 	if err != nil {
 		return nil, err
 	}
 	t.acme = newACMEServer("http://"+acmeListener.Addr().String(), authority, config.CertificateLifetime, config.Domain, t.dns.values)
 	t.serve(acmeListener, t.acme.handler())
 
-	apiListener, err := listenLoopback(config.APIListen)
+	apiListener, err := config.listen(config.APIListen)
 	if err != nil {
 		return nil, err
 	}
@@ -150,7 +154,7 @@ func Start(config Config) (_ *Tailnet, err error) {
 	client := t.api.addClient(apiClient{scopes: []string{"auth_keys", "devices:core"}, tags: []string{"tag:tailway"}, owned: []string{"*"}})
 	t.serve(t.apiGate, t.api)
 
-	adminListener, err := listenLoopback(config.AdminListen)
+	adminListener, err := config.listen(config.AdminListen)
 	if err != nil {
 		return nil, err
 	}
@@ -233,15 +237,16 @@ func (t *Tailnet) Close() error {
 	return errors.Join(errs...)
 }
 
-// listenLoopback refuses any address but loopback: this program has no
-// authentication of its own.
-func listenLoopback(address string) (net.Listener, error) {
+// listen refuses any address but loopback and the IP that was asked for by
+// name: this program has no authentication of its own.
+func (c Config) listen(address string) (net.Listener, error) {
 	host, _, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("listen address %q: want ip:port: %w", address, err)
 	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("listen address %q: the host must be a loopback IP such as 127.0.0.1", address)
+	ip := net.ParseIP(host)
+	if ip == nil || ip.IsUnspecified() || !ip.IsLoopback() && host != c.IP {
+		return nil, fmt.Errorf("listen address %q: the host must be a loopback IP such as 127.0.0.1, or that of -ip", address)
 	}
 	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
 	if err != nil {

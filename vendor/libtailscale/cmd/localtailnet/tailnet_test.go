@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -499,10 +500,32 @@ func TestTheAdminAPIRefusesWhatItCannotDo(t *testing.T) {
 }
 
 func TestTheProgramListensOnLoopbackOnly(t *testing.T) {
-	for _, address := range []string{"0.0.0.0:0", "192.0.2.1:0", "localhost:0", "nonsense"} {
-		if err := run(testContext(t), []string{"-listen", address}, strings.NewReader(""), io.Discard); err == nil {
-			t.Errorf("-listen %s is accepted", address)
+	for _, arguments := range [][]string{
+		{"-listen", "0.0.0.0:0"}, {"-listen", "192.0.2.1:0"}, {"-listen", "localhost:0"}, {"-listen", "nonsense"},
+		{"-ip", "0.0.0.0"}, {"-ip", "localhost"}, {"-ip", "127.0.0.2", "-admin-listen", "192.0.2.1:0"},
+	} {
+		if err := run(testContext(t), arguments, strings.NewReader(""), io.Discard); err == nil {
+			t.Errorf("%v is accepted", arguments)
 		}
+	}
+}
+
+func TestNodesReachTheTailnetAtTheAddressThatWasAskedFor(t *testing.T) {
+	tailnet := startTailnet(t, Config{IP: "127.0.0.2"})
+	ready := tailnet.Ready()
+	for _, address := range []string{ready.ControlURL, ready.ACMEDirectoryURL, ready.APIURL, "//" + ready.DERP, "//" + ready.STUN} {
+		parsed, err := url.Parse(address)
+		if err != nil || parsed.Hostname() != "127.0.0.2" {
+			t.Errorf("%s is not at 127.0.0.2: %v", address, err)
+		}
+	}
+	if !strings.HasPrefix(ready.AdminURL, "http://127.0.0.1:") {
+		t.Errorf("the admin API is at %s", ready.AdminURL)
+	}
+	server := newNode(t, tailnet, "nginx")
+	t.Cleanup(func() { server.Close() })
+	if _, err := server.Up(testContext(t)); err != nil {
+		t.Error(err)
 	}
 }
 

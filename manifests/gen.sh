@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes manifests/install.yaml and manifests/uninstall.yaml from the chart. Called by `make gen`.
+# `gen.sh DIRECTORY` writes them there instead. HELM names another helm than the one it builds.
+set -euo pipefail
+
+version=v4.3.1
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=${1:-$root/manifests}
+helm=${HELM:-$root/.tools/bin/helm}
+
+[ -x "$helm" ] || GOBIN=$root/.tools/bin GOFLAGS=-mod=mod go install -trimpath "helm.sh/helm/v4/cmd/helm@$version"
+
+# Without what templates leave behind.
+render() {
+  "$helm" template tailway "$root/manifests/chart" --namespace tailway-system "$@" 2>/dev/null |
+    sed -e '/^# Source: /d' -e 's/ *$//' | sed -e ':all' -e 'N' -e '$!b all' -e 's/\n\n*---/\n---/g'
+}
+
+"$helm" lint --strict --quiet "$root/manifests/chart" --namespace tailway-system 2>/dev/null
+
+{
+  echo "# tailway in a cluster: kubectl apply --server-side -f install.yaml"
+  echo "# Generated from manifests/chart by \`make gen\`."
+  render --no-hooks --set namespace.create=true
+} >"$out/install.yaml"
+
+{
+  echo "# Ends tailway and removes what it made: apply this, wait for the Job, delete install.yaml."
+  echo "# Generated from manifests/chart by \`make gen\`."
+  render --show-only templates/cleanup.yaml
+} >"$out/uninstall.yaml"

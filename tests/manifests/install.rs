@@ -1,0 +1,326 @@
+//! `manifests/`: what is installed fits the program.
+
+use super::{known_variables, objects, parse, restricted, strings, variables, workload};
+use serde_json::{Value, json};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::PathBuf,
+    process::Command,
+};
+use tailway::{check, index::Index, source};
+
+const INSTALL: &str = "manifests/install.yaml";
+const UNINSTALL: &str = "manifests/uninstall.yaml";
+
+fn only(objects: &[Value], kind: &str, name: &str) -> Value {
+    let found: Vec<_> = objects
+        .iter()
+        .filter(|object| object["kind"] == kind && object["metadata"]["name"] == name)
+        .collect();
+    assert_eq!(found.len(), 1, "{kind} {name}");
+    found[0].clone()
+}
+
+fn pod_of(object: &Value) -> &Value {
+    &object["spec"]["template"]["spec"]
+}
+
+fn controller() -> Value {
+    only(&objects(INSTALL), "Deployment", "tailway-controller")
+}
+
+fn cleanup() -> Value {
+    only(&objects(UNINSTALL), "Job", "tailway-cleanup")
+}
+
+#[test]
+fn what_is_installed_is_of_this_version() {
+    let version = env!("CARGO_PKG_VERSION");
+    let chart = &objects("manifests/chart/Chart.yaml")[0];
+    assert_eq!(
+        (&chart["version"], &chart["appVersion"]),
+        (&json!(version), &json!(version))
+    );
+    let image = format!("ghcr.io/tailway/tailway:{version}");
+    for object in [controller(), cleanup()] {
+        assert_eq!(pod_of(&object)["containers"][0]["image"], image);
+    }
+}
+
+#[test]
+fn the_controller_s_pods_are_restricted_too() {
+    for object in [controller(), cleanup()] {
+        assert_eq!(restricted::violations(pod_of(&object)), [""; 0]);
+    }
+    let namespace = only(&objects(INSTALL), "Namespace", "tailway-system");
+    let enforced = &namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"];
+    assert_eq!(enforced, "restricted");
+}
+
+#[test]
+fn the_controller_is_told_only_what_it_reads() {
+    let known = known_variables("controller");
+    for object in [controller(), cleanup()] {
+        let unknown: Vec<_> = variables(&pod_of(&object)["containers"][0])
+            .difference(&known)
+            .cloned()
+            .collect();
+        assert_eq!(unknown, [""; 0], "{}", object["kind"]);
+    }
+    assert_eq!(
+        pod_of(&controller())["containers"][0]["args"],
+        json!(["controller"])
+    );
+    assert_eq!(
+        pod_of(&cleanup())["containers"][0]["args"],
+        json!(["controller", "--cleanup"])
+    );
+}
+
+#[test]
+fn pods_find_the_controller_where_they_look_for_it() {
+    let service = only(&objects(INSTALL), "Service", "tailway-controller");
+    let ports = service["spec"]["ports"].as_array().unwrap();
+    let discovery = ports
+        .iter()
+        .find(|port| port["name"] == "discovery")
+        .unwrap();
+    assert_eq!(discovery["port"], 9443);
+    let deployment = controller();
+    let container = &pod_of(&deployment)["containers"][0];
+    let listens = |port: &Value| port["name"] == "discovery" && port["containerPort"] == 9443;
+    assert!(container["ports"].as_array().unwrap().iter().any(listens));
+    assert_eq!(
+        service["spec"]["selector"],
+        deployment["spec"]["selector"]["matchLabels"]
+    );
+    let labels = &deployment["spec"]["template"]["metadata"]["labels"];
+    for (key, value) in service["spec"]["selector"].as_object().unwrap() {
+        assert_eq!(&labels[key], value);
+    }
+    // Not the pods of Gateways.
+    let made = workload::plain("default", "nginx").objects();
+    let set = made
+        .iter()
+        .find(|made| made.resource.kind == "StatefulSet")
+        .unwrap();
+    let proxy = &set.object["spec"]["template"]["metadata"]["labels"];
+    assert_ne!(
+        proxy["app.kubernetes.io/component"],
+        labels["app.kubernetes.io/component"]
+    );
+}
+
+/// What is allowed, by group and resource.
+type Allowed = BTreeMap<String, BTreeSet<String>>;
+
+fn allowed(role: &Value) -> Allowed {
+    let mut allowed = Allowed::new();
+    for rule in role["rules"].as_array().unwrap() {
+        assert_eq!(rule["resourceNames"], Value::Null);
+        for group in strings(&rule["apiGroups"]) {
+            for resource in strings(&rule["resources"]) {
+                let verbs = allowed.entry(format!("{group}/{resource}")).or_default();
+                verbs.extend(strings(&rule["verbs"]));
+            }
+        }
+    }
+    allowed
+}
+
+const READS: [&str; 3] = ["get", "list", "watch"];
+
+/// Without what only reads.
+fn writes(allowed: &Allowed) -> BTreeMap<&str, Vec<&str>> {
+    allowed
+        .iter()
+        .map(|(resource, verbs)| {
+            let verbs: Vec<_> = verbs
+                .iter()
+                .map(String::as_str)
+                .filter(|verb| !READS.contains(verb))
+                .collect();
+            (resource.as_str(), verbs)
+        })
+        .filter(|(_, verbs)| !verbs.is_empty())
+        .collect()
+}
+
+fn reads(allowed: &Allowed) -> BTreeSet<&str> {
+    let complete = |verbs: &BTreeSet<String>| READS.iter().all(|verb| verbs.contains(*verb));
+    allowed
+        .iter()
+        .filter(|(_, verbs)| complete(verbs))
+        .map(|(resource, _)| resource.as_str())
+        .collect()
+}
+
+#[test]
+fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() {
+    let role = allowed(&only(
+        &objects(INSTALL),
+        "ClusterRole",
+        "tailway-controller",
+    ));
+    assert_eq!(
+        writes(&role),
+        BTreeMap::from([
+            ("authentication.k8s.io/tokenreviews", vec!["create"]),
+            ("events.k8s.io/events", vec!["create", "patch"]),
+            (
+                "gateway.networking.k8s.io/gatewayclasses/status",
+                vec!["patch"]
+            ),
+            ("gateway.networking.k8s.io/gateways", vec!["patch"]),
+            ("gateway.networking.k8s.io/gateways/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
+        ])
+    );
+    assert_eq!(
+        reads(&role),
+        BTreeSet::from([
+            "/namespaces",
+            "/secrets",
+            "/services",
+            "discovery.k8s.io/endpointslices",
+            "gateway.networking.k8s.io/gatewayclasses",
+            "gateway.networking.k8s.io/gateways",
+            "gateway.networking.k8s.io/referencegrants",
+            "gateway.networking.k8s.io/tcproutes",
+            "gateway.tailscale.com/tailscaletailnets",
+        ])
+    );
+}
+
+#[test]
+fn in_its_namespace_the_controller_may_make_what_gateways_are_made_of() {
+    let role = allowed(&only(&objects(INSTALL), "Role", "tailway-controller"));
+    let mut input = workload::plain("default", "nginx");
+    input.proxy.disruption_budget = true;
+    for (group, resource, verbs) in workload::needs(&input) {
+        let granted = &role[&format!("{group}/{resource}")];
+        assert!(
+            verbs.is_subset(granted),
+            "{resource}: {verbs:?} of {granted:?}"
+        );
+    }
+    assert!(!role.values().any(|verbs| verbs.contains("*")));
+}
+
+#[test]
+fn the_samples_for_a_cluster_are_accepted() {
+    let sample = |name: &str| PathBuf::from(format!("manifests/samples/kubernetes/{name}.yaml"));
+    for class in ["class-secret", "class-tailnet"] {
+        let loaded = source::load(&[sample(class), sample("nginx")]).unwrap();
+        let warnings = loaded.warnings.iter();
+        let warnings: Vec<_> = warnings.map(|warning| warning.message.as_str()).collect();
+        assert_eq!(
+            warnings,
+            ["Deployment of apps/v1 is not read by tailway"],
+            "{class}"
+        );
+        let mut index = Index::default();
+        index.reset(loaded.objects);
+        let problems = check::problems(&index.evaluate().statuses);
+        assert_eq!(problems, [""; 0], "{class}");
+    }
+}
+
+/// Helm, where it can be run: `make gen` builds it.
+fn helm() -> Option<PathBuf> {
+    let given = std::env::var_os("HELM").map(PathBuf::from);
+    let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools/bin/helm");
+    let helm = given.or_else(|| built.exists().then_some(built));
+    if helm.is_none() {
+        eprintln!("not tested: there is no Helm; `make gen` builds one");
+    }
+    helm
+}
+
+#[test]
+fn install_yaml_is_what_the_chart_says() {
+    let Some(helm) = helm() else { return };
+    let directory = tempfile::tempdir().unwrap();
+    let status = Command::new("manifests/gen.sh")
+        .arg(directory.path())
+        .env("HELM", helm)
+        .status();
+    assert!(status.unwrap().success());
+    for path in [INSTALL, UNINSTALL] {
+        let made = directory.path().join(path.trim_start_matches("manifests/"));
+        let made = fs::read_to_string(made).unwrap();
+        assert!(
+            made == fs::read_to_string(path).unwrap(),
+            "{path} is not what the chart says: `make gen` writes it"
+        );
+    }
+}
+
+/// What the chart makes of values.
+fn template(helm: &PathBuf, values: &str) -> Vec<Value> {
+    let mut command = Command::new(helm);
+    command.args([
+        "template",
+        "tailway",
+        "manifests/chart",
+        "--namespace",
+        "tailway-system",
+    ]);
+    let output = command.args(["--set-json", values]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    parse(&String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn secrets_can_be_limited_to_some_namespaces() {
+    let Some(helm) = helm() else { return };
+    let objects = template(&helm, r#"secretNamespaces=["shop","web"]"#);
+    let cluster = allowed(&only(&objects, "ClusterRole", "tailway-controller"));
+    assert_eq!(cluster.get("/secrets"), None);
+    let certificates: Vec<_> = objects
+        .iter()
+        .filter(|object| {
+            object["kind"] == "Role"
+                && object["metadata"]["name"] == "tailway-controller-certificates"
+        })
+        .map(|role| (role["metadata"]["namespace"].clone(), role["rules"].clone()))
+        .collect();
+    let rules = json!([{ "apiGroups": [""], "resources": ["secrets"], "verbs": READS }]);
+    assert_eq!(
+        certificates,
+        [(json!("shop"), rules.clone()), (json!("web"), rules)]
+    );
+    let deployment = only(&objects, "Deployment", "tailway-controller");
+    let environment = pod_of(&deployment)["containers"][0]["env"]
+        .as_array()
+        .unwrap();
+    let namespaces = json!({ "name": "TAILWAY_SECRET_NAMESPACES", "value": "shop,web" });
+    assert!(environment.contains(&namespaces));
+}
+
+#[test]
+fn every_value_of_the_chart_gives_objects_that_still_fit() {
+    let Some(helm) = helm() else { return };
+    let values = [
+        r#"workloadIdentity=[{"name":"token","audience":"api.tailscale.com/abc"}]"#,
+        r#"networkPolicy={"enabled":true,"metricsFrom":[{"namespaceSelector":{}}]}"#,
+        r#"proxyEnv={"TAILWAY_IDLE_TIMEOUT":"1h","HTTPS_PROXY":"http://proxy:3128"}"#,
+        r#"tailnets={"apiURL":"https://api.example.com","controlURL":"https://control.example.com"}"#,
+        r#"image={"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","pullPolicy":"Never"}"#,
+        r#"secretNamespaces=[]"#,
+    ];
+    for values in values {
+        let objects = template(&helm, values);
+        let deployment = only(&objects, "Deployment", "tailway-controller");
+        assert_eq!(
+            restricted::violations(pod_of(&deployment)),
+            [""; 0],
+            "{values}"
+        );
+        let told = variables(&pod_of(&deployment)["containers"][0]);
+        let known = known_variables("controller");
+        assert!(told.is_subset(&known), "{values}: {told:?}");
+    }
+}
