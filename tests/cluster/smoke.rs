@@ -369,4 +369,8 @@ async fn nothing_is_left_of_a_lab_whose_test_failed() {
         }
     }
     assert_eq!(groups, "");
+
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory.file_name().unwrap());
+    assert!(kept.join("kube-apiserver.log").exists());
+    fs::remove_dir_all(kept).unwrap();
 }
