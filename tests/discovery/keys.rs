@@ -2,7 +2,7 @@
 
 use super::scene::{
     KEY, Played, Road, TOKEN, Way, World, logged, pod_state, snapshot, until_link, until_snapshot,
-    web, within,
+    web, with_endpoints, within,
 };
 use std::time::Duration;
 use tailway::discovery::{
@@ -42,6 +42,32 @@ async fn a_key_is_minted_when_it_is_asked_for_and_once_a_minute() {
     ] {
         assert_eq!(world.metric(start), Some(value.into()), "{start}");
     }
+}
+
+#[tokio::test]
+async fn who_asks_twice_is_answered_once_and_its_snapshots_do_not_wait() {
+    let world = World::new();
+    let server = world.serve().await;
+    let first = snapshot();
+    world.publish(&[&first]);
+    let mut pod = Played::web(&world, &server).await;
+    let push = pod.push().await;
+    let busy = world.mint.busy.lock().await;
+    for _ in 0..2 {
+        pod.send(from_pod::Message::NeedKey(NeedKey {})).await;
+    }
+    pod.ack(&push).await;
+    for port in 3..5 {
+        world.publish(&[&with_endpoints(&first, "app", &[port])]);
+        let push = pod.push().await;
+        pod.ack(&push).await;
+    }
+    drop(busy);
+    let key = to_pod::Message::AuthKey(AuthKey { key: KEY.into() });
+    assert_eq!(pod.next().await, key);
+    world.publish(&[&first]);
+    pod.push().await;
+    assert_eq!(*world.mint.asked.lock().unwrap(), [web()]);
 }
 
 #[tokio::test]

@@ -95,11 +95,14 @@ impl Authenticator for Tokens {
 pub struct Mint {
     pub asked: Arc<Mutex<Vec<ObjectName>>>,
     pub failure: Arc<Mutex<Option<String>>>,
+    /// Locked, it keeps askers waiting.
+    pub busy: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl KeyMinter for Mint {
     async fn mint(&self, gateway: &ObjectName) -> Result<Secret, String> {
         self.asked.lock().unwrap().push(gateway.clone());
+        drop(self.busy.lock().await);
         match self.failure.lock().unwrap().clone() {
             Some(message) => Err(message),
             None => Ok(Secret::new(KEY)),
