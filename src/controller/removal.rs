@@ -3,19 +3,21 @@
 use super::{
     events::Weight,
     gateways::{Failure, Shared, failed},
+    labels::{MANAGED_BY, MANAGER},
     names::{key_description, workload_name},
-    owned::Workload,
+    owned::{StateSecret, Workload},
     parameters::Parameters,
-    workload::{kinds, object_name},
+    workload::{kinds, object_name, state_secret},
 };
 use crate::{
     api::gateway_api::gateways::Gateway,
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
 };
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api,
-    api::{DeleteParams, DynamicObject},
+    api::{DeleteParams, DynamicObject, ListParams},
 };
 use std::collections::BTreeSet;
 
@@ -46,14 +48,14 @@ impl Shared {
         removal: &Removal,
         gateway: Option<&Gateway>,
     ) -> Result<Removed, Failure> {
-        let workload = &removal.workload;
-        if let Some(set) = &workload.stateful_set {
-            self.delete_set(&set.name).await?;
+        // The watch may lag behind what was made a moment ago, and nothing may be overlooked here.
+        let workload = workload_name(&removal.gateway);
+        if self.delete_set(&workload).await? || self.has_pods(&workload).await? {
             return Ok(Removed::Waiting);
         }
-        if !workload.pods.is_empty() {
-            return Ok(Removed::Waiting);
-        }
+        let mut removal = removal.clone();
+        removal.workload.secret = self.state_of(&workload).await?.or(removal.workload.secret);
+        let removal = &removal;
         if let Err(error) = self.remove_from_tailnet(removal).await {
             let waited = jiff::Timestamp::now().duration_since(removal.since);
             if waited.unsigned_abs() < self.settings.removal_patience {
@@ -64,6 +66,25 @@ impl Shared {
         self.remove_objects(&removal.gateway).await?;
         tracing::info!(gateway = %removal.gateway, "removed");
         Ok(Removed::All)
+    }
+
+    async fn has_pods(&self, workload: &str) -> Result<bool, Failure> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.settings.site.namespace);
+        let labels = format!("app.kubernetes.io/instance={workload},{MANAGED_BY}={MANAGER}");
+        let parameters = ListParams::default().labels(&labels).limit(1);
+        let pods = pods.list_metadata(&parameters).await;
+        pods.map(|pods| !pods.items.is_empty())
+            .map_err(|error| failed("Pod", workload, error))
+    }
+
+    async fn state_of(&self, workload: &str) -> Result<Option<StateSecret>, Failure> {
+        let secrets: Api<Secret> =
+            Api::namespaced(self.client.clone(), &self.settings.site.namespace);
+        let name = state_secret(workload);
+        let secret = secrets.get_opt(&name).await;
+        secret
+            .map(|secret| secret.as_ref().map(StateSecret::of))
+            .map_err(|error| failed("Secret", &name, error))
     }
 
     async fn remove_from_tailnet(&self, removal: &Removal) -> Result<(), ApiError> {
