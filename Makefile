@@ -14,7 +14,7 @@ PROFILE ?= release
 BUILDER ?= $(shell docker buildx inspect >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 LAB := tests/cluster/lab
 
-.PHONY: build cluster demo image image-archive image-built lab-build test test-go test-rust lint gen bench localtailnet release
+.PHONY: build cluster demo helm image image-archive image-built lab-build test test-go test-rust lint gen bench localtailnet release
 
 build: ## tailway for development
 	$(CARGO) build
@@ -63,7 +63,12 @@ lint: $(TOOLS)/bin/cargo-deny
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --root $(TOOLS) cargo-deny
 
-gen: ## bindings of tailscale.h, types of the Gateway API, CRDs, install.yaml; the result is checked in
+helm: $(TOOLS)/bin/helm ## with it, tests try the chart, too
+
+$(TOOLS)/bin/helm:
+	GOBIN=$(TOOLS)/bin GOFLAGS=-mod=mod $(GO) install -trimpath helm.sh/helm/v4/cmd/helm@v4.3.1
+
+gen: helm ## bindings of tailscale.h, types of the Gateway API, CRDs, install.yaml; the result is checked in
 	$(LIBTAILSCALE)/sys/gen.sh
 	src/api/gen.sh
 	UPDATE_GOLDEN=1 $(CARGO) test --test tests manifests::the_crds
