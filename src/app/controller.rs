@@ -143,7 +143,9 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         "the watch of the workloads"
     });
     let drain = Drain::default();
-    serve_snapshots(&arguments, &parts, listener, metrics, &drain, &mut tasks);
+    if !arguments.cleanup {
+        serve_snapshots(&arguments, &parts, listener, metrics, &drain, &mut tasks);
+    }
 
     let mut lease = None;
     let result = tokio::select! {
@@ -160,7 +162,9 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     drain.stop();
     tokio::time::timeout(FAREWELL, async {
         // The server of snapshots ends by itself, the others do not.
-        while let Some(ended) = tasks.join_next().await {
+        while !arguments.cleanup
+            && let Some(ended) = tasks.join_next().await
+        {
             if matches!(ended, Ok(SNAPSHOTS)) {
                 return;
             }
@@ -212,11 +216,7 @@ fn serve_snapshots(
         metrics,
         ServerSettings::default(),
     );
-    let keeper = AuthorityKeeper::new(
-        parts.client.clone(),
-        &arguments.namespace,
-        vec![discovery_host(arguments)],
-    );
+    let keeper = authority(arguments, parts);
     let drain = drain.clone();
     let mut worlds = parts.worlds.clone();
     tasks.spawn(async move {
@@ -232,6 +232,14 @@ fn serve_snapshots(
         }
         SNAPSHOTS
     });
+}
+
+fn authority(arguments: &ControllerArguments, parts: &Parts) -> AuthorityKeeper {
+    AuthorityKeeper::new(
+        parts.client.clone(),
+        &arguments.namespace,
+        vec![discovery_host(arguments)],
+    )
 }
 
 fn discovery_host(arguments: &ControllerArguments) -> String {
@@ -338,7 +346,9 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
     );
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
     if arguments.cleanup {
-        return gateways.clean_up(worlds, owned).await;
+        gateways.clean_up(worlds.clone(), owned).await;
+        classes.clean_up(worlds).await;
+        return authority(arguments, parts).remove().await;
     }
     tokio::select! {
         never = gateways.run(worlds, owned) => match never {},

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use std::{
@@ -102,6 +102,20 @@ impl AuthorityKeeper {
         loop {
             tokio::time::sleep(PERIOD).await;
             identity.replace(&self.first().await.certificate);
+        }
+    }
+
+    /// Removes it, as there are no pods any more.
+    pub async fn remove(&self) {
+        let parameters = DeleteParams::default();
+        let secret = self.secrets.delete(AUTHORITY, &parameters).await.map(drop);
+        let map = self.config_maps.delete(AUTHORITY, &parameters).await;
+        for (kind, deleted) in [("Secret", secret), ("ConfigMap", map.map(drop))] {
+            match deleted {
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => tracing::warn!(kind, %error, "{AUTHORITY} is left behind"),
+                Ok(()) => {}
+            }
         }
     }
 

@@ -190,6 +190,30 @@ impl Classes {
         }
     }
 
+    /// Lets all classes go, as no Gateway is ours any more. Ends when that is seen.
+    pub async fn clean_up(&self, mut worlds: watch::Receiver<Arc<World>>) {
+        loop {
+            let world = worlds.borrow_and_update().clone();
+            let classes = world.subjects.classes.values();
+            let held: Vec<_> = classes
+                .filter(|class| class.spec.controller_name == CONTROLLER)
+                .filter(|class| class.finalizers().iter().any(|f| f == IN_USE))
+                .collect();
+            if held.is_empty() {
+                return;
+            }
+            for class in held {
+                if let Err(error) = self.keep(class, false).await {
+                    tracing::warn!(class = class.name_any(), %error, "its finalizer could not be written");
+                }
+            }
+            tokio::select! {
+                changed = worlds.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(FIRST_RETRY) => {}
+            }
+        }
+    }
+
     async fn start(&self, class: &str, parameters: Result<Parameters, String>) -> Trial {
         let refuse = |reason, message| Verdict::Refused { reason, message };
         let verdict = match &parameters {

@@ -481,15 +481,21 @@ impl Shared {
         since: jiff::Timestamp,
     ) -> Step {
         let workload = workload.cloned().unwrap_or_default();
-        let class = gateway.map(|gateway| gateway.spec.gateway_class_name.clone());
-        let class = class.or_else(|| workload.class().cloned());
-        let parameters = class.as_ref().and_then(|class| {
-            let class = world.subjects.classes.get(&ObjectName::new("", class))?;
-            parameters(class, world, &self.settings.defaults).ok()
+        // The class that it was made for: the Gateway may have another by now.
+        let class = workload.class().cloned();
+        let class =
+            class.or_else(|| gateway.map(|gateway| gateway.spec.gateway_class_name.clone()));
+        let object = class.as_ref().and_then(|class| {
+            let object = world.subjects.classes.get(&ObjectName::new("", class));
+            object.cloned()
         });
+        let parameters = object
+            .as_ref()
+            .and_then(|class| parameters(class, world, &self.settings.defaults).ok());
         Step::Remove(Box::new(Removal {
             gateway: name.clone(),
             class,
+            class_object: object,
             parameters,
             workload,
             since,
@@ -648,9 +654,17 @@ impl Shared {
     }
 }
 
-/// Whether a field was to change that cannot: another version of tailway made it.
+/// Whether a field was to change that cannot: another version of tailway made it. Other refusals
+/// have causes of their own, such as a value in the class that Kubernetes does not take.
 fn is_immutable<K>(applied: &kube::Result<K>) -> bool {
-    matches!(applied, Err(kube::Error::Api(status)) if status.code == 422)
+    let Err(kube::Error::Api(status)) = applied else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let causes: Vec<_> = causes
+        .map(|cause| (cause.field.as_str(), cause.reason.as_str()))
+        .collect();
+    status.code == 422 && causes == [("spec", "FieldValueForbidden")]
 }
 
 pub(super) fn failed(kind: &str, name: &str, error: kube::Error) -> Failure {

@@ -9,15 +9,16 @@ use super::{
     workload::{kinds, object_name},
 };
 use crate::{
-    api::gateway_api::gateways::Gateway,
+    api::gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
 };
+use k8s_openapi::api::core::v1::Pod;
 use kube::{
     Api,
     api::{DeleteParams, DynamicObject},
 };
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// What is to be removed.
 #[derive(Clone, Debug)]
@@ -25,6 +26,7 @@ pub(super) struct Removal {
     pub gateway: ObjectName,
     /// Name of its GatewayClass, as far as known, and the parameters of that.
     pub class: Option<String>,
+    pub class_object: Option<Arc<GatewayClass>>,
     pub parameters: Option<Parameters>,
     pub workload: Workload,
     /// Since when it is to go.
@@ -50,6 +52,12 @@ impl Shared {
         if let Some(set) = &workload.stateful_set {
             self.delete_set(&set.name).await?;
             return Ok(Removed::Waiting);
+        }
+        for (name, pod) in &workload.pods {
+            // Its StatefulSet takes it along, unless it was an orphan.
+            if !pod.ending {
+                self.delete_pod(name).await?;
+            }
         }
         if !workload.pods.is_empty() {
             return Ok(Removed::Waiting);
@@ -151,10 +159,28 @@ impl Shared {
             ids.join(", ")
         );
         tracing::warn!(gateway = %removal.gateway, "{note}");
-        if let Some(gateway) = gateway {
-            self.events
-                .tell(gateway, Weight::Warning, "DeviceLeftBehind", note)
-                .await;
+        let (weight, reason) = (Weight::Warning, "DeviceLeftBehind");
+        if let Some(gateway) = gateway
+            && self
+                .events
+                .tell(gateway, weight, reason, note.clone())
+                .await
+        {
+            return;
+        }
+        // A namespace that is being deleted takes no events.
+        if let Some(class) = &removal.class_object {
+            let note = format!("Gateway {}: {note}", removal.gateway);
+            self.events.tell(&**class, weight, reason, note).await;
+        }
+    }
+
+    async fn delete_pod(&self, name: &str) -> Result<(), Failure> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.settings.site.namespace);
+        match api.delete(name, &DeleteParams::default()).await {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Err(error) => Err(failed("Pod", name, error)),
         }
     }
 
