@@ -87,7 +87,7 @@ pub(super) struct Shared {
 }
 
 enum Done {
-    Applied(Applied),
+    Applied(Box<Applied>),
     Removed(Removed),
     Stopped,
     Recorded,
@@ -212,7 +212,7 @@ impl Gateways {
                 known.failures = 0;
                 known.retry_at = None;
                 match done {
-                    Done::Applied(applied) => known.applied = Some(applied),
+                    Done::Applied(applied) => known.applied = Some(*applied),
                     Done::Stopped => known.applied = None,
                     Done::Removed(removed) => {
                         known.applied = None;
@@ -284,11 +284,11 @@ impl Shared {
                     self.add_finalizer(name, gateway).await?;
                 }
                 let generation = self.apply(&input).await?;
-                Ok(Done::Applied(Applied {
+                Ok(Done::Applied(Box::new(Applied {
                     input: *input,
                     generation,
                     at: Instant::now(),
-                }))
+                })))
             }
             Step::Stop(set) => {
                 self.delete_set(&set).await?;
@@ -429,9 +429,17 @@ impl Shared {
     }
 }
 
-/// Whether a field was to change that cannot: another version of tailway made it.
+/// Whether a field was to change that cannot: another version of tailway made it. Other refusals
+/// have causes of their own, such as a value in the class that Kubernetes does not take.
 fn is_immutable<K>(applied: &kube::Result<K>) -> bool {
-    matches!(applied, Err(kube::Error::Api(status)) if status.code == 422)
+    let Err(kube::Error::Api(status)) = applied else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let causes: Vec<_> = causes
+        .map(|cause| (cause.field.as_str(), cause.reason.as_str()))
+        .collect();
+    status.code == 422 && causes == [("spec", "FieldValueForbidden")]
 }
 
 pub(super) fn failed(kind: &str, name: &str, error: kube::Error) -> Failure {

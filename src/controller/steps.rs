@@ -244,19 +244,19 @@ impl<'a> Case<'a> {
 
     fn removal(&self, since: jiff::Timestamp) -> Step {
         let workload = self.workload.cloned().unwrap_or_default();
-        let class = self.gateway.map(|g| g.spec.gateway_class_name.clone());
-        let class = class.or_else(|| workload.class().cloned());
-        let parameters = class.as_ref().and_then(|class| {
-            let class = self
-                .world
-                .subjects
-                .classes
-                .get(&ObjectName::new("", class))?;
-            parameters(class, self.world, &self.settings.defaults).ok()
-        });
+        // The class that it was made for: the Gateway may have another by now.
+        let class = workload.class().cloned();
+        let class = class.or_else(|| self.gateway.map(|g| g.spec.gateway_class_name.clone()));
+        let classes = &self.world.subjects.classes;
+        let object = class
+            .as_ref()
+            .and_then(|class| classes.get(&ObjectName::new("", class)));
+        let parameters =
+            object.and_then(|class| parameters(class, self.world, &self.settings.defaults).ok());
         Step::Remove(Box::new(Removal {
             gateway: self.name.clone(),
             class,
+            class_object: object.cloned(),
             parameters,
             workload,
             since,
