@@ -267,3 +267,12 @@ impl<'a> Case<'a> {
 pub(super) fn has_finalizer(gateway: &Gateway) -> bool {
     gateway.finalizers().iter().any(|f| f == FINALIZER)
 }
+
+#[cfg(test)]
+#[expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+mod tests;
