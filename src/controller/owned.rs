@@ -436,3 +436,7 @@ fn problem(pod: &Pod) -> String {
     }
     "it has not started".into()
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;

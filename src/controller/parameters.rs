@@ -220,3 +220,7 @@ fn check_tags(tags: &[String]) -> Result<(), String> {
         )),
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;
