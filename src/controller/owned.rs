@@ -438,5 +438,4 @@ fn problem(pod: &Pod) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -269,10 +269,4 @@ pub(super) fn has_finalizer(gateway: &Gateway) -> bool {
 }
 
 #[cfg(test)]
-#[expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests"
-)]
 mod tests;

@@ -242,7 +242,6 @@ async fn until(instant: Option<Instant>) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 pub(super) mod tests {
     use super::*;
     use serde_json::{Value, json};
