@@ -17,7 +17,12 @@ crds=$(cd "$work" && GOTOOLCHAIN=auto GOFLAGS=-mod=mod go mod download -json "si
 
 mkdir -p "$out"
 printf '//! Generated from the CRDs of the Gateway API %s by src/api/gen.sh.\n' "$version" >"$out/mod.rs"
-for kind in gatewayclasses gateways referencegrants tcproutes; do
-  "$tools/bin/kopium" --api-version v1 --derive Default --derive PartialEq --docs --filename "$crds/gateway.networking.k8s.io_$kind.yaml" | sed '/^\/\/ kopium command/d' >"$out/$kind.rs"
+for kind in backendtlspolicies gatewayclasses gateways grpcroutes httproutes listenersets referencegrants tcproutes tlsroutes udproutes; do
+  # Where a field that must be there is one of several words, there is no default.
+  case $kind in
+    backendtlspolicies | grpcroutes | httproutes) derive=() ;;
+    *) derive=(--derive Default) ;;
+  esac
+  "$tools/bin/kopium" --api-version v1 "${derive[@]}" --derive PartialEq --docs --filename "$crds/gateway.networking.k8s.io_$kind.yaml" | sed '/^\/\/ kopium command/d' >"$out/$kind.rs"
   printf 'pub mod %s;\n' "$kind" >>"$out/mod.rs"
 done

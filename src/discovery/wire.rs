@@ -1,10 +1,12 @@
 //! Snapshots as resources that are sent apart from each other, and back.
 
+mod http;
+
 use super::proto::{self, endpoint::Host, port::Protocol, resource::Content};
 use crate::model::{
-    Backend, BackendId, Certificate, CertificateError, Certificates, Endpoint, Forward,
-    HostnameError, HostnamePattern, NodeName, NodeNameError, NodeSpec, ObjectName, Port, Snapshot,
-    TcpListener, TlsListener, WeightedBackend,
+    Backend, BackendId, BackendProtocol, Certificate, CertificateError, Certificates, Endpoint,
+    Forward, HostnameError, HostnamePattern, NodeName, NodeNameError, NodeSpec, ObjectName, Port,
+    Snapshot, TcpListener, TlsListener, TlsRoutes, WeightedBackend,
 };
 use aws_lc_rs::digest;
 use prost::Message;
@@ -36,6 +38,8 @@ pub enum Malformed {
     Missing(&'static str),
     #[error("{0} is no port number")]
     PortNumber(u32),
+    #[error("{0} is no HTTP status")]
+    Status(u32),
     #[error("an IP address has 4 or 16 bytes, not {0}")]
     Address(usize),
     #[error("certificate {0} is not among the resources")]
@@ -75,6 +79,7 @@ pub(super) fn encode(snapshot: &Snapshot) -> Resources {
     for (&number, port) in &snapshot.ports {
         let protocol = match port {
             Port::Tcp(listener) => Protocol::Tcp(tcp_out(listener)),
+            Port::Http(listeners) => Protocol::Http(http::listeners_out(listeners)),
             Port::Tls(listeners) => {
                 let certificates = listeners.iter().flat_map(|l| &l.certificates.secrets);
                 for certificate in certificates {
@@ -94,8 +99,17 @@ pub(super) fn encode(snapshot: &Snapshot) -> Resources {
         };
         add(format!("port/{number}"), Content::Port(port));
     }
+    for (id, route) in &snapshot.http_routes {
+        let content = Content::HttpRoute(http::route_out(id, route));
+        add(format!("route/{id}"), content);
+    }
     for (id, backend) in &snapshot.backends {
+        let protocol = match backend.protocol {
+            BackendProtocol::Http1 => proto::BackendProtocol::Http1,
+            BackendProtocol::H2c => proto::BackendProtocol::H2c,
+        };
         let message = proto::Backend {
+            protocol: protocol.into(),
             id: Some(backend_id_out(id)),
             endpoints: backend.endpoints.iter().map(endpoint_out).collect(),
         };
@@ -160,13 +174,18 @@ fn tcp_out(listener: &TcpListener) -> proto::TcpListener {
 
 fn tls_out(listener: &TlsListener) -> proto::TlsListener {
     let Certificates { tailnet, secrets } = &listener.certificates;
+    let (route, http) = match &listener.routes {
+        TlsRoutes::Route(route) => (route.as_ref().map(forward_out), None),
+        TlsRoutes::HttpRoutes(routes) => (None, Some(http::attached_out(routes))),
+    };
     proto::TlsListener {
         name: listener.name.clone(),
         hostname: listener.hostname.as_ref().map(ToString::to_string),
         tailnet_certificate: *tailnet,
         certificates: secrets.iter().map(certificate_id).collect(),
         alpn: listener.alpn.clone(),
-        route: listener.route.as_ref().map(forward_out),
+        route,
+        http,
     }
 }
 
@@ -220,6 +239,7 @@ pub(super) fn decode(
     let certificates = certificates_in(resources, read)?;
     let mut gateway = None;
     let (mut ports, mut backends) = (BTreeMap::new(), BTreeMap::new());
+    let mut routes = BTreeMap::new();
     for (id, resource) in resources {
         let wrong = |cause| WireError::Resource {
             id: id.clone(),
@@ -240,6 +260,13 @@ pub(super) fn decode(
                     return Err(twice(first, id, &format!("port {number}")));
                 }
             }
+            Some(Content::HttpRoute(message)) => {
+                let (key, route) = http::route_in(message).map_err(wrong)?;
+                let what = key.to_string();
+                if let Some((first, _)) = routes.insert(key, (id, route)) {
+                    return Err(twice(first, id, &what));
+                }
+            }
             Some(Content::Backend(message)) => {
                 let (key, backend) = backend_in(message).map_err(wrong)?;
                 let what = format!("backend {key}");
@@ -256,6 +283,7 @@ pub(super) fn decode(
         generation,
         node,
         ports: without_ids(ports),
+        http_routes: without_ids(routes),
         backends: without_ids(backends),
     })
 }
@@ -332,6 +360,7 @@ fn port_in(
             name: listener.name.clone(),
             route: listener.route.as_ref().map(forward_in).transpose()?,
         }),
+        Some(Protocol::Http(listeners)) => Port::Http(http::listeners_in(listeners)?),
         Some(Protocol::Tls(listeners)) => Port::Tls(
             listeners
                 .listeners
@@ -348,6 +377,10 @@ fn tls_in(
     certificates: &ReadCertificates,
 ) -> Result<TlsListener, Malformed> {
     let hostname = message.hostname.as_deref().map(HostnamePattern::parse);
+    let routes = match &message.http {
+        Some(routes) => TlsRoutes::HttpRoutes(http::attached_in(Some(routes))?),
+        None => TlsRoutes::Route(message.route.as_ref().map(forward_in).transpose()?),
+    };
     let secrets = message.certificates.iter().map(|id| {
         let certificate = certificates.get(id).cloned();
         certificate.ok_or_else(|| Malformed::NoCertificate(id.clone()))
@@ -360,7 +393,7 @@ fn tls_in(
             secrets: secrets.collect::<Result<_, _>>()?,
         },
         alpn: message.alpn.clone(),
-        route: message.route.as_ref().map(forward_in).transpose()?,
+        routes,
     })
 }
 
@@ -388,7 +421,13 @@ fn backend_id_in(message: &proto::BackendId) -> Result<BackendId, Malformed> {
 fn backend_in(message: &proto::Backend) -> Result<(BackendId, Backend), Malformed> {
     let id = message.id.as_ref().ok_or(Malformed::Missing("the id"))?;
     let endpoints = message.endpoints.iter().map(endpoint_in);
+    let protocol = match proto::BackendProtocol::try_from(message.protocol) {
+        Ok(proto::BackendProtocol::Http1) => BackendProtocol::Http1,
+        Ok(proto::BackendProtocol::H2c) => BackendProtocol::H2c,
+        Err(_) => return Err(Malformed::Missing("the protocol")),
+    };
     let backend = Backend {
+        protocol,
         endpoints: endpoints.collect::<Result<_, _>>()?,
     };
     Ok((backend_id_in(id)?, backend))

@@ -3,7 +3,9 @@
 use super::{grants::Reference, objects::Objects, status::Finding};
 use crate::{
     api::{conditions as c, gateway_api::tcproutes::TcpRouteRulesBackendRefs},
-    model::{Backend, BackendId, Endpoint, HostnamePattern, ObjectName, WeightedBackend},
+    model::{
+        Backend, BackendId, BackendProtocol, Endpoint, HostnamePattern, ObjectName, WeightedBackend,
+    },
 };
 use k8s_openapi::{
     api::{
@@ -102,7 +104,13 @@ impl Objects {
             return Err(not_found(format!("backend {service} has no port: set one")));
         };
         let endpoints = self.endpoints(&service, object, port).map_err(not_found)?;
-        Ok((BackendId { service, port }, Backend { endpoints }))
+        Ok((
+            BackendId { service, port },
+            Backend {
+                protocol: BackendProtocol::default(),
+                endpoints,
+            },
+        ))
     }
 
     /// Where a port of a Service is served now. A Service without EndpointSlices is served nowhere.

@@ -19,7 +19,7 @@ use crate::{
     model::{
         CertificateReport, Forward, HostnamePattern, Issuance, NodeName, NodeNameError, NodeReport,
         NodeSpec, ObjectName, Port, Programmed, Snapshot, TailnetState, TcpListener, TlsListener,
-        Unready,
+        TlsRoutes, Unready,
     },
 };
 use std::{
@@ -336,6 +336,7 @@ impl Candidate<'_> {
                 name: node.name.clone(),
             },
             ports: self.ports(attached.forwards),
+            http_routes: BTreeMap::new(),
             backends: attached.backends,
         })
     }
@@ -361,14 +362,14 @@ impl Candidate<'_> {
                         hostname: hostname.clone(),
                         certificates: certificates.clone(),
                         alpn: alpn.clone(),
-                        route,
+                        routes: TlsRoutes::Route(route),
                     };
                     match ports
                         .entry(listener.port)
                         .or_insert_with(|| Port::Tls(Vec::new()))
                     {
                         Port::Tls(listeners) => listeners.push(tls),
-                        Port::Tcp(_) => {} // a conflict: neither is accepted
+                        Port::Tcp(_) | Port::Http(_) => {} // a conflict: neither is accepted
                     }
                 }
                 None => {}

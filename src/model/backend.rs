@@ -30,7 +30,19 @@ pub struct BackendId {
 /// The endpoints of a [`BackendId`]; none means that nothing is ready now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
+    #[serde(skip_serializing_if = "BackendProtocol::is_default")]
+    pub protocol: BackendProtocol,
     pub endpoints: Vec<Endpoint>,
+}
+
+/// What a backend speaks to a proxy of HTTP (`appProtocol` of the Service's port).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum BackendProtocol {
+    #[default]
+    Http1,
+    /// HTTP/2 over plain TCP, known beforehand (`kubernetes.io/h2c`, and what gRPC needs).
+    H2c,
 }
 
 /// A place to connect to.
@@ -47,6 +59,14 @@ impl Forward {
     /// The sum of all weights; 0 means that every connection is refused.
     pub fn total_weight(&self) -> u64 {
         self.backends.iter().map(|b| u64::from(b.weight)).sum()
+    }
+}
+
+// === impl BackendProtocol ===
+
+impl BackendProtocol {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
     }
 }
 

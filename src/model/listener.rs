@@ -1,4 +1,4 @@
-use super::{Certificate, Forward, HostnamePattern};
+use super::{AttachedRoute, Certificate, Forward, HostnamePattern, HttpListener};
 use serde::Serialize;
 
 /// What one port of the node speaks.
@@ -6,6 +6,8 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 pub enum Port {
     Tcp(TcpListener),
+    /// HTTP listeners that share the port, told apart by host; most specific hostname first.
+    Http(Vec<HttpListener>),
     /// TLS listeners that share the port, told apart by SNI; most specific hostname first.
     Tls(Vec<TlsListener>),
 }
@@ -19,7 +21,7 @@ pub struct TcpListener {
     pub route: Option<Forward>,
 }
 
-/// TLS is terminated, the plain bytes are passed on.
+/// TLS is terminated; what is in it is passed on as bytes, or routed as HTTP.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct TlsListener {
     /// `spec.listeners[].name`
@@ -29,8 +31,18 @@ pub struct TlsListener {
     pub certificates: Certificates,
     /// Protocols offered by ALPN, in order of preference; empty: ALPN is not used.
     pub alpn: Vec<String>,
-    /// `None`: no route is attached, connections are refused.
-    pub route: Option<Forward>,
+    #[serde(flatten)]
+    pub routes: TlsRoutes,
+}
+
+/// What becomes of the plain bytes of TLS.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum TlsRoutes {
+    /// They are passed on. `None`: no route is attached, connections are refused.
+    Route(Option<Forward>),
+    /// They are HTTP (protocol `HTTPS`); routes in the order of their precedence.
+    HttpRoutes(Vec<AttachedRoute>),
 }
 
 /// The certificates that a TLS listener chooses from by SNI.
@@ -49,14 +61,16 @@ impl Port {
     pub fn listener_names(&self) -> Vec<&str> {
         match self {
             Self::Tcp(listener) => vec![&listener.name],
+            Self::Http(listeners) => listeners.iter().map(|l| l.name.as_str()).collect(),
             Self::Tls(listeners) => listeners.iter().map(|l| l.name.as_str()).collect(),
         }
     }
 
-    /// `TCP` or `TLS`, as in `spec.listeners[].protocol`.
+    /// `TCP`, `HTTP` or `TLS`, as in `spec.listeners[].protocol`.
     pub fn protocol(&self) -> &'static str {
         match self {
             Self::Tcp(_) => "TCP",
+            Self::Http(_) => "HTTP",
             Self::Tls(_) => "TLS",
         }
     }

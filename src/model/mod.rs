@@ -3,8 +3,9 @@
 //! ```text
 //!   Snapshot (one Gateway)
 //!   ├── node: NodeSpec                     the tailnet node to be
-//!   ├── ports: port → Port                 Tcp(TcpListener) | Tls([TlsListener])
-//!   │                └── route: Forward    weighted BackendIds
+//!   ├── ports: port → Port                 Tcp(TcpListener) | Http([HttpListener]) | Tls([TlsListener])
+//!   │                └── route: Forward    weighted BackendIds, or routes: RouteIds
+//!   ├── http_routes: RouteId → HttpRoute   rules, filters, weighted BackendIds
 //!   └── backends: BackendId → Backend      endpoints
 //! ```
 //!
@@ -14,16 +15,22 @@
 mod backend;
 mod certificate;
 mod hostname;
+mod http;
 mod identity;
 mod listener;
 mod name;
 mod report;
 
-pub use backend::{Backend, BackendId, Endpoint, Forward, WeightedBackend};
+pub use backend::{Backend, BackendId, BackendProtocol, Endpoint, Forward, WeightedBackend};
 pub use certificate::{Certificate, CertificateError};
 pub use hostname::{HostnameError, HostnamePattern};
+pub use http::{
+    AttachedRoute, Cors, HeaderChange, HttpBackend, HttpFilter, HttpListener, HttpMatch, HttpRoute,
+    HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch, Redirect, Retry, Rewrite, RouteId,
+    Timeouts, Value, ValueMatch,
+};
 pub use identity::Identity;
-pub use listener::{Certificates, Port, TcpListener, TlsListener};
+pub use listener::{Certificates, Port, TcpListener, TlsListener, TlsRoutes};
 pub use name::{NodeName, NodeNameError, ObjectName};
 pub use report::{
     CertificateReport, Issuance, NodeReport, Programmed, TailnetReport, TailnetState, Unready,
@@ -40,6 +47,9 @@ pub struct Snapshot {
     pub generation: i64,
     pub node: NodeSpec,
     pub ports: BTreeMap<u16, Port>,
+    /// Rules that the listeners of HTTP refer to.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub http_routes: BTreeMap<RouteId, HttpRoute>,
     pub backends: BTreeMap<BackendId, Backend>,
 }
 

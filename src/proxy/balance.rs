@@ -1,6 +1,7 @@
-//! Which endpoint a connection goes to.
+//! Which endpoint a connection or request goes to.
 
-use crate::model::{Backend, BackendId, Endpoint, Forward, Snapshot};
+use super::http::Pool;
+use crate::model::{Backend, BackendId, BackendProtocol, Endpoint, Forward, Snapshot};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -23,22 +24,31 @@ pub(super) struct Backends {
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) name: String,
-    /// Running sum of weights, and the backend up to there.
-    picks: Vec<(u64, Option<Arc<Balancer>>)>,
-    total: u64,
+    backends: Vec<Option<Arc<Balancer>>>,
+    weights: Weights,
+}
+
+/// Shares of several.
+#[derive(Debug)]
+pub(super) struct Weights {
+    /// Running sum.
+    upto: Vec<u64>,
 }
 
 /// The endpoints of a backend.
 #[derive(Debug)]
 pub(super) struct Balancer {
     pub(super) name: String,
+    pub(super) protocol: BackendProtocol,
     endpoints: Vec<Arc<Tracked>>,
 }
 
-/// An endpoint and how many connections it has. Survives snapshots that still name it.
+/// An endpoint and how many connections or requests it has. Survives snapshots that still name
+/// it.
 #[derive(Debug)]
-struct Tracked {
+pub(super) struct Tracked {
     endpoint: Endpoint,
+    pool: Pool,
     open: AtomicUsize,
     /// When connecting failed last, in milliseconds of [`clock`]; 0 when it did not.
     failed: AtomicU64,
@@ -55,7 +65,7 @@ fn clock() -> u64 {
     u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
 }
 
-/// A connection to an endpoint; counted until dropped.
+/// A connection or request to an endpoint; counted until dropped.
 #[derive(Debug)]
 pub(super) struct Connected {
     tracked: Arc<Tracked>,
@@ -87,26 +97,18 @@ impl Backends {
         Self { by_id }
     }
 
+    pub(super) fn find(&self, id: &BackendId) -> Option<Arc<Balancer>> {
+        self.by_id.get(id).cloned()
+    }
+
     pub(super) fn route(&self, forward: &Forward) -> Route {
-        let mut total = 0;
-        let picks = forward
-            .backends
-            .iter()
-            .filter(|weighted| weighted.weight > 0)
-            .map(|weighted| {
-                total += u64::from(weighted.weight);
-                let balancer = weighted
-                    .backend
-                    .as_ref()
-                    .and_then(|id| self.by_id.get(id))
-                    .cloned();
-                (total, balancer)
-            })
-            .collect();
+        let backends = forward.backends.iter();
         Route {
             name: forward.route.to_string(),
-            picks,
-            total,
+            weights: Weights::new(backends.clone().map(|weighted| weighted.weight)),
+            backends: backends
+                .map(|weighted| self.find(weighted.backend.as_ref()?))
+                .collect(),
         }
     }
 }
@@ -114,14 +116,27 @@ impl Backends {
 impl Route {
     /// Draws a backend by weight; `None` when the draw falls on an invalid one, or on none.
     pub(super) fn draw(&self) -> Option<&Arc<Balancer>> {
-        if self.total == 0 {
-            return None;
+        self.backends.get(self.weights.draw()?)?.as_ref()
+    }
+}
+
+impl Weights {
+    pub(super) fn new(weights: impl Iterator<Item = u32>) -> Self {
+        let mut total = 0;
+        let upto = weights.map(|weight| {
+            total += u64::from(weight);
+            total
+        });
+        Self {
+            upto: upto.collect(),
         }
-        let point = below(self.total);
-        let index = self.picks.partition_point(|(upto, _)| *upto <= point);
-        self.picks
-            .get(index)
-            .and_then(|(_, balancer)| balancer.as_ref())
+    }
+
+    /// Draws one of them; `None` when all weigh nothing.
+    pub(super) fn draw(&self) -> Option<usize> {
+        let total = *self.upto.last().filter(|total| **total > 0)?;
+        let point = below(total);
+        Some(self.upto.partition_point(|upto| *upto <= point))
     }
 }
 
@@ -139,6 +154,7 @@ impl Balancer {
                 Some(tracked) => Arc::clone(tracked),
                 None => Arc::new(Tracked {
                     endpoint: endpoint.clone(),
+                    pool: Pool::default(),
                     open: AtomicUsize::new(0),
                     failed: AtomicU64::new(0),
                 }),
@@ -146,8 +162,14 @@ impl Balancer {
             .collect();
         Self {
             name: id.to_string(),
+            protocol: backend.protocol,
             endpoints,
         }
+    }
+
+    /// An endpoint for a request: of two drawn at random, that with fewer.
+    pub(super) fn choose(&self, not: Option<&Arc<Tracked>>) -> Option<Connected> {
+        Some(Tracked::count(&self.pick(not)?))
     }
 
     /// Connects to one of two endpoints drawn at random, that with fewer open connections; once
@@ -162,12 +184,13 @@ impl Balancer {
             failed(Unreachable::NoEndpoints);
             return None;
         };
-        match Arc::clone(&first).connect(timeout).await {
+        match Tracked::connect(&first, timeout).await {
             Ok(connected) => return Some(connected),
             Err(reason) => failed(reason),
         }
         let second = self.pick(Some(&first))?;
-        second.connect(timeout).await.map_err(failed).ok()
+        let connected = Tracked::connect(&second, timeout).await;
+        connected.map_err(failed).ok()
     }
 
     /// One that was reached lately, if there is any; the rest are better than none.
@@ -207,21 +230,20 @@ impl Tracked {
         failed > 0 && clock().saturating_sub(failed) < SET_ASIDE.as_millis() as u64
     }
 
+    pub(super) fn count(this: &Arc<Self>) -> Connected {
+        this.open.fetch_add(1, Ordering::Relaxed);
+        Connected {
+            tracked: Arc::clone(this),
+        }
+    }
+
     async fn connect(
-        self: Arc<Self>,
+        this: &Arc<Self>,
         timeout: Duration,
     ) -> Result<(TcpStream, Connected), Unreachable> {
         // Counted from here on, so that many connecting at once spread out.
-        self.open.fetch_add(1, Ordering::Relaxed);
-        let connected = Connected { tracked: self };
-        let stream = connected
-            .tracked
-            .open_stream(timeout)
-            .await
-            .inspect_err(|_| connected.tracked.failed.store(clock(), Ordering::Relaxed))?;
-        connected.tracked.failed.store(0, Ordering::Relaxed);
-        // A proxy passes on what it gets when it gets it.
-        let _ = stream.set_nodelay(true);
+        let connected = Self::count(this);
+        let stream = connected.open_stream(timeout).await?;
         Ok((stream, connected))
     }
 
@@ -259,6 +281,28 @@ impl Connected {
     pub(super) fn endpoint(&self) -> &Endpoint {
         &self.tracked.endpoint
     }
+
+    pub(super) fn tracked(&self) -> &Arc<Tracked> {
+        &self.tracked
+    }
+
+    /// The connections to it that are kept for requests.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.tracked.pool
+    }
+
+    /// A new connection to it. When that fails, others are drawn for a while.
+    pub(super) async fn open_stream(&self, timeout: Duration) -> Result<TcpStream, Unreachable> {
+        let tracked = &self.tracked;
+        let stream = tracked
+            .open_stream(timeout)
+            .await
+            .inspect_err(|_| tracked.failed.store(clock(), Ordering::Relaxed))?;
+        tracked.failed.store(0, Ordering::Relaxed);
+        // A proxy passes on what it gets when it gets it.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
 }
 
 // === impl Unreachable ===
@@ -285,7 +329,7 @@ impl Unreachable {
 }
 
 /// A number below `limit`, evenly; `limit` is above 0.
-fn below(limit: u64) -> u64 {
+pub(super) fn below(limit: u64) -> u64 {
     // Lemire's multiplication: the bias is below 2^-32 for any limit of ours.
     ((u128::from(random()) * u128::from(limit)) >> 64) as u64
 }

@@ -3,10 +3,12 @@
 use super::{
     Limits,
     balance::{Balancer, Connected, Route, Unreachable},
+    http::{self, CurrentPort, HttpPort, Peer, Version},
     limits::Place,
     tls::{self, ReadAhead, TlsPort},
 };
 use crate::{
+    drain::Drain,
     metrics::{ListenerMetrics, Metrics},
     net::{
         Accepted, End, Flow, Progress, SpliceOptions, Stream, Transfer,
@@ -14,18 +16,44 @@ use crate::{
         relay::copy_both,
     },
 };
+use arc_swap::ArcSwap;
 use std::{
+    io::{self, IoSlice},
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
+    task::{self, Poll},
     time::Instant,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 use tokio_rustls::server::TlsStream;
 
 /// What a port serves at the moment.
 #[derive(Debug)]
 pub(super) enum Serving {
     Tcp(Served),
-    Tls(TlsPort<Served>),
+    Http(Arc<HttpPort>),
+    Tls {
+        tls: TlsPort<Then>,
+        /// Of the listeners whose bytes are HTTP.
+        http: Arc<HttpPort>,
+    },
+}
+
+/// What becomes of the plain bytes of a TLS listener.
+#[derive(Debug)]
+pub(super) enum Then {
+    Forward(Served),
+    Http(Served),
+}
+
+/// Where a connection came in.
+pub(super) struct Connection {
+    pub(super) port: Arc<ArcSwap<Serving>>,
+    pub(super) context: Arc<Context>,
+    pub(super) drain: Drain,
 }
 
 /// A listener and the route that it has.
@@ -60,16 +88,44 @@ struct Access {
 }
 
 /// Serves one connection of a port. Dropping the future resets it.
-pub(super) async fn serve<A: Accepted>(
-    accepted: A,
-    serving: Arc<Serving>,
-    context: Arc<Context>,
-    place: Place,
-) {
+pub(super) async fn serve<A: Accepted>(accepted: A, connection: Connection, place: Place) {
+    let serving = connection.port.load_full();
     match serving.as_ref() {
-        Serving::Tcp(served) => serve_tcp(accepted, served, &context).await,
-        Serving::Tls(tls) => serve_tls(accepted, tls, &place, &context).await,
+        Serving::Tcp(served) => serve_tcp(accepted, served, &connection.context).await,
+        Serving::Http(_) => serve_http(accepted, &connection, &place).await,
+        Serving::Tls { tls, .. } => serve_tls(accepted, tls, &place, &connection).await,
     }
+}
+
+impl Connection {
+    fn peer<A: Accepted>(&self, accepted: &A, scheme: &'static str) -> Peer {
+        Peer {
+            context: Arc::clone(&self.context),
+            drain: self.drain.clone(),
+            address: accepted.flow().source.ip(),
+            identity: accepted.identity(),
+            scheme,
+            port: CurrentPort {
+                serving: Arc::clone(&self.port),
+            },
+            listener: None,
+        }
+    }
+}
+
+async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &Place) {
+    let peer = Arc::new(connection.peer(&accepted, "http"));
+    let mut meter = place.port_metrics().open(Box::new(|| (0, 0)));
+    let stream = match accepted.open() {
+        Ok(stream) => stream,
+        Err(error) => {
+            let gateway = &connection.context.gateway;
+            tracing::debug!(gateway, %error, "connection gone before it was opened");
+            return;
+        }
+    };
+    let ended = http::serve(stream, peer, Version::Either).await;
+    meter.ended(if ended.is_ok() { "eof" } else { "error" });
 }
 
 async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context) {
@@ -97,16 +153,22 @@ async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context)
 
 async fn serve_tls<A: Accepted>(
     accepted: A,
-    tls: &TlsPort<Served>,
+    tls: &TlsPort<Then>,
     place: &Place,
-    context: &Context,
+    connection: &Connection,
 ) {
+    let context = &*connection.context;
     let access = Access::of(&accepted);
+    let peer_of = connection.peer(&accepted, "https");
     // On the heap while it lasts: it is several times what remains afterwards.
     let greeting = Box::pin(greet(accepted, tls, place, context));
-    let (mut peer, served) = match greeting.await {
+    let (mut peer, then) = match greeting.await {
         Ok(greeted) => greeted,
         Err(reason) => return access.log_failure(context, reason),
+    };
+    let served = match then {
+        Then::Forward(served) => served,
+        Then::Http(served) => return serve_https(peer, served, peer_of).await,
     };
     let Some((backend, connected)) = connect(context, served).await else {
         return;
@@ -124,13 +186,26 @@ async fn serve_tls<A: Accepted>(
     );
 }
 
+async fn serve_https<S: Stream>(mut tls: Box<TlsPeer<S>>, served: &Served, mut peer: Peer) {
+    peer.listener = Some(served.listener.clone());
+    let version = match tls.stream.get_ref().1.alpn_protocol() {
+        Some(b"h2") => Version::Http2,
+        _ => Version::Http1,
+    };
+    let mut meter = served.metrics.open(Box::new(|| (0, 0)));
+    // HTTP has an end of its own.
+    tls.in_order = true;
+    let ended = http::serve(tls, Arc::new(peer), version).await;
+    meter.ended(if ended.is_ok() { "eof" } else { "error" });
+}
+
 /// Takes a peer through its handshake, or counts why not and says so.
 async fn greet<'a, A: Accepted>(
     accepted: A,
-    tls: &'a TlsPort<Served>,
+    tls: &'a TlsPort<Then>,
     place: &Place,
     context: &Context,
-) -> Result<(Box<TlsPeer<A::Stream>>, &'a Served), &'static str> {
+) -> Result<(Box<TlsPeer<A::Stream>>, &'a Then), &'static str> {
     let stream = accepted.open().map_err(|error| {
         tracing::debug!(gateway = context.gateway, %error, "connection gone before it was opened");
         tls::Failure::Closed.as_str()
@@ -149,7 +224,7 @@ async fn greet<'a, A: Accepted>(
         Err(_) => (None, "timeout"),
     };
     match served {
-        Some(served) => served.metrics.tls_failure(reason),
+        Some(Then::Forward(served) | Then::Http(served)) => served.metrics.tls_failure(reason),
         None => place.port_metrics().tls_failure(reason),
     }
     Err(reason)
@@ -237,6 +312,52 @@ impl<S: Stream> Drop for TlsPeer<S> {
         if !self.in_order {
             self.stream.get_ref().0.stream().reset();
         }
+    }
+}
+
+impl<S: Stream> AsyncRead for TlsPeer<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl<S: Stream> AsyncWrite for TlsPeer<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -398,7 +398,7 @@ fn waiting_for(status: &Status) -> String {
 
 fn tls_listeners(snapshot: &Snapshot) -> impl Iterator<Item = &TlsListener> {
     snapshot.ports.values().flat_map(|port| match port {
-        Port::Tcp(_) => &[][..],
+        Port::Tcp(_) | Port::Http(_) => &[][..],
         Port::Tls(listeners) => listeners,
     })
 }

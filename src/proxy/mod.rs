@@ -9,6 +9,7 @@ mod balance;
 mod certificates;
 mod connection;
 mod gateway;
+pub mod http;
 mod limits;
 mod tls;
 
@@ -19,12 +20,13 @@ pub use limits::Limits;
 use crate::{
     drain::Drain,
     metrics::{ListenerMetrics, Metrics},
-    model::{Forward, Port, Snapshot},
+    model::{Forward, Port, Snapshot, TlsRoutes},
     net::{Accepted, BindError, Flow, Listener, Network},
 };
 use arc_swap::ArcSwap;
 use balance::Backends;
-use connection::{Context, Served, Serving, serve};
+use connection::{Connection, Context, Served, Serving, Then, serve};
+use http::{HttpPort, Listening};
 use limits::Gate;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -96,7 +98,7 @@ impl<N: Network> Proxy<N> {
         self.close_ports(snapshot).await;
         let mut errors = Vec::new();
         for (&port, config) in &snapshot.ports {
-            if let Err(error) = self.apply_port(port, config).await {
+            if let Err(error) = self.apply_port(port, config, snapshot).await {
                 errors.push(error);
             }
         }
@@ -129,8 +131,13 @@ impl<N: Network> Proxy<N> {
         });
     }
 
-    async fn apply_port(&mut self, port: u16, config: &Port) -> Result<(), PortError> {
-        let serving = Arc::new(self.serving(port, config)?);
+    async fn apply_port(
+        &mut self,
+        port: u16,
+        config: &Port,
+        snapshot: &Snapshot,
+    ) -> Result<(), PortError> {
+        let serving = Arc::new(self.serving(port, config, snapshot)?);
         let metrics = self.metrics_of(config);
         if let Some(open) = self.ports.get(&port) {
             open.serving.store(serving);
@@ -166,23 +173,66 @@ impl<N: Network> Proxy<N> {
         self.context.metrics.listener(&self.context.gateway, name)
     }
 
-    fn serving(&mut self, port: u16, config: &Port) -> Result<Serving, PortError> {
+    fn serving(
+        &mut self,
+        port: u16,
+        config: &Port,
+        snapshot: &Snapshot,
+    ) -> Result<Serving, PortError> {
         let tls_error = |error| PortError::Tls { port, error };
         Ok(match config {
             Port::Tcp(listener) => {
                 Serving::Tcp(self.served(&listener.name, listener.route.as_ref()))
             }
+            Port::Http(listeners) => {
+                let listeners = listeners.iter().map(|listener| Listening {
+                    name: &listener.name,
+                    hostname: listener.hostname.as_ref(),
+                    routes: &listener.routes,
+                });
+                Serving::Http(self.http(port, listeners, snapshot))
+            }
             Port::Tls(listeners) => {
                 let mut ready = Vec::with_capacity(listeners.len());
                 for listener in listeners {
-                    let served = self.served(&listener.name, listener.route.as_ref());
+                    let then = match &listener.routes {
+                        TlsRoutes::Route(route) => {
+                            Then::Forward(self.served(&listener.name, route.as_ref()))
+                        }
+                        TlsRoutes::HttpRoutes(_) => Then::Http(self.served(&listener.name, None)),
+                    };
                     let sessions = self.sessions_of(port, &listener.name).map_err(tls_error)?;
-                    let listener = TlsListener::new(listener, &self.certificate, &sessions, served);
+                    let listener = TlsListener::new(listener, &self.certificate, &sessions, then);
                     ready.push(listener.map_err(tls_error)?);
                 }
-                Serving::Tls(TlsPort::new(ready))
+                let listeners = listeners.iter().filter_map(|listener| {
+                    let TlsRoutes::HttpRoutes(routes) = &listener.routes else {
+                        return None;
+                    };
+                    Some(Listening {
+                        name: &listener.name,
+                        hostname: listener.hostname.as_ref(),
+                        routes,
+                    })
+                });
+                Serving::Tls {
+                    http: self.http(port, listeners, snapshot),
+                    tls: TlsPort::new(ready),
+                }
             }
         })
+    }
+
+    fn http<'a>(
+        &self,
+        port: u16,
+        listeners: impl Iterator<Item = Listening<'a>>,
+        snapshot: &Snapshot,
+    ) -> Arc<HttpPort> {
+        let listeners: Vec<_> = listeners.collect();
+        let (routes, backends) = (&snapshot.http_routes, &self.backends);
+        let metrics = |name: &str| self.context.metrics.listener(&self.context.gateway, name);
+        Arc::new(HttpPort::new(port, &listeners, routes, backends, metrics))
     }
 
     fn served(&self, listener: &str, route: Option<&Forward>) -> Served {
@@ -232,8 +282,12 @@ async fn accept<L: Listener>(
         let Flow { source, .. } = accepted.flow();
         match gate.enter(source.ip()) {
             Some(place) => {
-                let serving = serving.load_full();
-                drain.spawn(serve(accepted, serving, Arc::clone(&context), place));
+                let connection = Connection {
+                    port: Arc::clone(&serving),
+                    context: Arc::clone(&context),
+                    drain: drain.clone(),
+                };
+                drain.spawn(serve(accepted, connection, place));
             }
             None => accepted.reset(),
         }

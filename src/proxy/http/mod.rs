@@ -1,0 +1,233 @@
+//! HTTP: from a connection's bytes to requests, and from each to a backend.
+//!
+//! ```text
+//!   connection ─→ hyper ─→ request ─→ site (host) ─→ router ─→ rule ─→ backend drawn ─→ pool
+//!                            └── answered here: 404, 421, 500, redirect, preflight
+//! ```
+//! What a port serves is looked up for each request, so that a change holds for connections that
+//! are open already.
+
+mod body;
+mod exchange;
+mod filters;
+mod headers;
+mod pool;
+mod request;
+mod router;
+mod rule;
+mod tunnel;
+
+pub(super) use pool::Pool;
+pub use router::{Asked, MatchError, Matched, Router};
+
+use super::{
+    balance::Backends,
+    connection::{Context, Serving},
+};
+use crate::{
+    drain::Drain,
+    metrics::ListenerMetrics,
+    model::{AttachedRoute, HostnamePattern, HttpRoute, Identity, RouteId},
+};
+use arc_swap::ArcSwap;
+use exchange::{Refusal, answer};
+use http::Request;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+};
+use rule::Rule;
+use std::{
+    cmp::Reverse, collections::BTreeMap, convert::Infallible, net::IpAddr, sync::Arc,
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+/// The listeners of a port that speak HTTP.
+#[derive(Debug, Default)]
+pub(super) struct HttpPort {
+    /// As clients name it.
+    number: u16,
+    /// Most specific hostname first.
+    sites: Vec<Site>,
+}
+
+/// A listener.
+#[derive(Debug)]
+pub(super) struct Site {
+    listener: String,
+    hostname: Option<HostnamePattern>,
+    metrics: ListenerMetrics,
+    router: Router<Arc<Rule>>,
+}
+
+/// A listener of the model, plain or in TLS.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listening<'a> {
+    pub(super) name: &'a str,
+    pub(super) hostname: Option<&'a HostnamePattern>,
+    pub(super) routes: &'a [AttachedRoute],
+}
+
+/// Who a connection is from, and how its requests find their rules.
+pub(super) struct Peer {
+    pub(super) context: Arc<Context>,
+    pub(super) drain: Drain,
+    pub(super) address: IpAddr,
+    pub(super) identity: Option<Arc<Identity>>,
+    /// `http` or `https`.
+    pub(super) scheme: &'static str,
+    pub(super) port: CurrentPort,
+    /// The listener that its server name belongs to, in TLS.
+    pub(super) listener: Option<String>,
+}
+
+/// What the port of a connection serves at the moment.
+pub(super) struct CurrentPort {
+    pub(super) serving: Arc<ArcSwap<Serving>>,
+}
+
+/// What was agreed on before the first request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Version {
+    /// By ALPN.
+    Http1,
+    /// By ALPN.
+    Http2,
+    /// Nothing: the first bytes tell (RFC 9113 §3.3).
+    Either,
+}
+
+/// How long the head of a request may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the head of a request may take, in bytes.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// Requests at a time on a connection of HTTP/2.
+const MAX_STREAMS: u32 = 250;
+
+// === impl HttpPort ===
+
+impl HttpPort {
+    /// Rules are made once, however many listeners have them.
+    pub(super) fn new(
+        number: u16,
+        listeners: &[Listening<'_>],
+        routes: &BTreeMap<RouteId, HttpRoute>,
+        backends: &Backends,
+        metrics: impl Fn(&str) -> ListenerMetrics,
+    ) -> Self {
+        let attached = listeners.iter().flat_map(|listener| listener.routes);
+        let mut rules: BTreeMap<&RouteId, Vec<Arc<Rule>>> = BTreeMap::new();
+        for AttachedRoute { route, .. } in attached {
+            rules.entry(route).or_insert_with(|| {
+                let wanted = routes.get(route).into_iter().flat_map(|route| &route.rules);
+                wanted
+                    .map(|rule| Arc::new(Rule::new(route, rule, backends)))
+                    .collect()
+            });
+        }
+        let of = |route: &RouteId| -> Vec<_> {
+            let wanted = routes.get(route).into_iter().flat_map(|route| &route.rules);
+            let ready = rules.get(route).into_iter().flatten().cloned();
+            wanted.zip(ready).collect()
+        };
+        let site = |listener: &Listening<'_>| {
+            let (router, errors) = Router::new(listener.routes, &of);
+            for error in errors {
+                tracing::warn!(listener = listener.name, %error, "a match is left out");
+            }
+            Site {
+                listener: listener.name.into(),
+                hostname: listener.hostname.cloned(),
+                metrics: metrics(listener.name),
+                router,
+            }
+        };
+        let mut sites: Vec<_> = listeners.iter().map(site).collect();
+        sites.sort_by_key(|site| Reverse(site.hostname.as_ref().map(HostnamePattern::specificity)));
+        Self { number, sites }
+    }
+
+    /// The listener for a host (Gateway API, listener isolation).
+    fn site(&self, host: &str) -> Option<&Site> {
+        self.sites.iter().find(|site| {
+            let hostname = site.hostname.as_ref();
+            hostname.is_none_or(|hostname| hostname.matches(host))
+        })
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// The listener for a host on this connection.
+    fn site<'a>(&self, port: &'a HttpPort, host: &str) -> Result<&'a Site, Refusal> {
+        let site = port.site(host).ok_or(Refusal::NoListener)?;
+        match &self.listener {
+            Some(listener) if *listener != site.listener => Err(Refusal::Misdirected),
+            _ => Ok(site),
+        }
+    }
+}
+
+// === impl CurrentPort ===
+
+impl CurrentPort {
+    fn load(&self) -> Arc<HttpPort> {
+        match self.serving.load().as_ref() {
+            Serving::Http(port) | Serving::Tls { http: port, .. } => Arc::clone(port),
+            Serving::Tcp(_) => Arc::default(),
+        }
+    }
+}
+
+/// Serves the requests of a connection until it ends, or until the process does: requests that
+/// are open then are finished.
+pub(super) async fn serve<S>(
+    stream: S,
+    peer: Arc<Peer>,
+    version: Version,
+) -> Result<(), ConnectionError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let builder = builder(version);
+    let (this, drain) = (Arc::clone(&peer), peer.drain.clone());
+    let service = service_fn(move |request: Request<Incoming>| {
+        let peer = Arc::clone(&this);
+        async move { Ok::<_, Infallible>(answer(&peer, request).await) }
+    });
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = drain.stopping() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+
+fn builder(version: Version) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .enable_connect_protocol()
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .keep_alive_interval(Duration::from_secs(30));
+    match version {
+        Version::Http1 => builder.http1_only(),
+        Version::Http2 => builder.http2_only(),
+        Version::Either => builder,
+    }
+}
