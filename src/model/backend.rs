@@ -62,6 +62,18 @@ impl Forward {
     }
 }
 
+// === impl Backend ===
+
+impl Backend {
+    /// One that speaks HTTP/1.1, if it speaks HTTP at all.
+    pub fn new(endpoints: Vec<Endpoint>) -> Self {
+        Self {
+            protocol: BackendProtocol::default(),
+            endpoints,
+        }
+    }
+}
+
 // === impl BackendProtocol ===
 
 impl BackendProtocol {

@@ -370,7 +370,7 @@ mod tests {
             .iter()
             .map(|&port| Endpoint::Address([127, 0, 0, 1].into(), port))
             .collect();
-        Arc::new(Balancer::of(&id(name), &Backend { endpoints }, before))
+        Arc::new(Balancer::of(&id(name), &Backend::new(endpoints), before))
     }
 
     #[test]

@@ -92,7 +92,8 @@ pub(super) async fn serve<A: Accepted>(accepted: A, connection: Connection, plac
     let serving = connection.port.load_full();
     match serving.as_ref() {
         Serving::Tcp(served) => serve_tcp(accepted, served, &connection.context).await,
-        Serving::Http(_) => serve_http(accepted, &connection, &place).await,
+        // On the heap: hyper needs several times what passing bytes on does.
+        Serving::Http(_) => Box::pin(serve_http(accepted, &connection, &place)).await,
         Serving::Tls { tls, .. } => serve_tls(accepted, tls, &place, &connection).await,
     }
 }
@@ -168,7 +169,7 @@ async fn serve_tls<A: Accepted>(
     };
     let served = match then {
         Then::Forward(served) => served,
-        Then::Http(served) => return serve_https(peer, served, peer_of).await,
+        Then::Http(served) => return Box::pin(serve_https(peer, served, peer_of)).await,
     };
     let Some((backend, connected)) = connect(context, served).await else {
         return;
@@ -428,8 +429,8 @@ mod tests {
     use super::*;
     use crate::net::host::{HostAccepted, HostStream};
 
-    /// The size of what a function of four arguments returns, without calling it.
-    fn size_of_future<A, B, C, D, F>(_: impl Fn(A, B, C, D) -> F) -> usize {
+    /// The size of what a function of three arguments returns, without calling it.
+    fn size_of_future<A, B, C, F>(_: impl Fn(A, B, C) -> F) -> usize {
         size_of::<F>()
     }
 

@@ -491,7 +491,7 @@ impl Issuer for Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Certificates, HostnamePattern, NodeName, NodeSpec, ObjectName};
+    use crate::model::{Certificates, HostnamePattern, NodeName, NodeSpec, ObjectName, TlsRoutes};
 
     fn snapshot(hostname: Option<&str>) -> Snapshot {
         let listener = TlsListener {
@@ -502,7 +502,7 @@ mod tests {
                 secrets: Vec::new(),
             },
             alpn: Vec::new(),
-            route: None,
+            routes: TlsRoutes::Route(None),
         };
         Snapshot {
             gateway: ObjectName::new("default", "web"),
@@ -511,6 +511,7 @@ mod tests {
                 name: NodeName::parse("web").unwrap(),
             },
             ports: [(443, Port::Tls(vec![listener]))].into(),
+            http_routes: [].into(),
             backends: [].into(),
         }
     }

@@ -287,7 +287,7 @@ pub fn with_endpoints(snapshot: &Snapshot, backend: &str, ports: &[u16]) -> Snap
     let endpoints = ports.iter().map(endpoint).collect();
     snapshot
         .backends
-        .insert(backend_id(backend), Backend { endpoints });
+        .insert(backend_id(backend), Backend::new(endpoints));
     snapshot
 }
 

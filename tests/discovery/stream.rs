@@ -290,9 +290,7 @@ async fn a_pod_that_reads_nothing_holds_up_no_other() {
     let endpoint = |port| Endpoint::Name(format!("{name}.{port}"), port);
     let endpoints: Vec<_> = (0..60_000).map(endpoint).collect();
     for backend in large.backends.values_mut() {
-        *backend = Backend {
-            endpoints: endpoints.clone(),
-        };
+        *backend = Backend::new(endpoints.clone());
     }
     let mut small = snapshot();
     small.gateway = other();

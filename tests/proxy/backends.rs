@@ -174,9 +174,7 @@ async fn an_endpoint_with_a_name_is_resolved() {
     let mut config = snapshot([(TCP, tcp_port())], &[("app", &[])]);
     config.backends.insert(
         super::scene::backend_id("app"),
-        Backend {
-            endpoints: vec![Endpoint::Name("localhost".into(), address.port())],
-        },
+        Backend::new(vec![Endpoint::Name("localhost".into(), address.port())]),
     );
     let scene = Scene::new(&config).await;
     let _client = scene.connect(TCP).await;

@@ -2,6 +2,7 @@
 
 mod backends;
 mod drain;
+mod http;
 mod limits;
 mod live;
 mod metrics;

@@ -9,6 +9,7 @@ use rustls::{
 };
 use socket2::SockRef;
 use std::{
+    collections::BTreeMap,
     future::Future,
     io,
     net::{Ipv4Addr, SocketAddr},
@@ -21,7 +22,7 @@ use tailway::{
     model::{
         Backend, BackendId, Certificate, Certificates, Endpoint, Forward, HostnamePattern,
         NodeName, NodeSpec, ObjectName, Port, Snapshot, TcpListener as TcpConfig,
-        TlsListener as TlsConfig, WeightedBackend,
+        TlsListener as TlsConfig, TlsRoutes, WeightedBackend,
     },
     net::{
         Admission, BindError, Network,
@@ -182,7 +183,7 @@ pub fn tls_listener(name: &str, hostname: Option<&str>, secrets: &[&Certificate]
             secrets: secrets.iter().map(|&secret| secret.clone()).collect(),
         },
         alpn: Vec::new(),
-        route: route(&[(1, Some("app"))]),
+        routes: TlsRoutes::Route(route(&[(1, Some("app"))])),
     }
 }
 
@@ -203,11 +204,12 @@ pub fn snapshot<const P: usize>(
             name: NodeName::parse("web").unwrap(),
         },
         ports: ports.into(),
+        http_routes: BTreeMap::new(),
         backends: backends
             .iter()
             .map(|(name, addresses)| {
                 let endpoints = addresses.iter().map(endpoint).collect();
-                (backend_id(name), Backend { endpoints })
+                (backend_id(name), Backend::new(endpoints))
             })
             .collect(),
     }

@@ -1,3 +1,5 @@
+mod http;
+
 use super::*;
 use proptest::{collection, option, prelude::*, sample};
 use prost::Message;
@@ -70,14 +72,17 @@ fn tls_listener() -> impl Strategy<Value = TlsListener> {
         option::of(hostname()),
         certificates,
         collection::vec(any::<String>(), 0..3),
-        option::of(forward()),
+        prop_oneof![
+            option::of(forward()).prop_map(TlsRoutes::Route),
+            http::attached().prop_map(TlsRoutes::HttpRoutes),
+        ],
     )
-        .prop_map(|(name, hostname, certificates, alpn, route)| TlsListener {
+        .prop_map(|(name, hostname, certificates, alpn, routes)| TlsListener {
             name,
             hostname,
             certificates,
             alpn,
-            route,
+            routes,
         })
 }
 
@@ -86,33 +91,43 @@ fn port() -> impl Strategy<Value = Port> {
         (any::<String>(), option::of(forward()))
             .prop_map(|(name, route)| Port::Tcp(TcpListener { name, route })),
         collection::vec(tls_listener(), 0..3).prop_map(Port::Tls),
+        collection::vec(http::listener(), 0..3).prop_map(Port::Http),
     ]
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let backend = collection::vec(endpoint(), 0..4).prop_map(|endpoints| Backend { endpoints });
+    let protocols = vec![BackendProtocol::Http1, BackendProtocol::H2c];
+    let backend = (sample::select(protocols), collection::vec(endpoint(), 0..4));
+    let backend = backend.prop_map(|(protocol, endpoints)| Backend {
+        protocol,
+        endpoints,
+    });
     (
         object_name(),
         any::<i64>(),
         label(),
         collection::btree_map(any::<u16>(), port(), 0..4),
+        collection::btree_map(http::id(), http::route(), 0..3),
         collection::btree_map(backend_id(), backend, 0..4),
     )
-        .prop_map(|(gateway, generation, node, ports, backends)| Snapshot {
-            gateway,
-            generation,
-            node: NodeSpec {
-                name: NodeName::parse(&node).unwrap(),
+        .prop_map(
+            |(gateway, generation, node, ports, http_routes, backends)| Snapshot {
+                gateway,
+                generation,
+                node: NodeSpec {
+                    name: NodeName::parse(&node).unwrap(),
+                },
+                ports,
+                http_routes,
+                backends,
             },
-            ports,
-            backends,
-        })
+        )
 }
 
 /// The keys, which equality of snapshots passes over.
 fn keys(snapshot: &Snapshot) -> Vec<Vec<u8>> {
     let listeners = snapshot.ports.values().flat_map(|port| match port {
-        Port::Tcp(_) => &[],
+        Port::Tcp(_) | Port::Http(_) => &[],
         Port::Tls(listeners) => listeners.as_slice(),
     });
     listeners
@@ -179,7 +194,7 @@ fn whole() -> Resources {
             secrets: vec![CERTIFICATES[0].clone()],
         },
         alpn: Vec::new(),
-        route: None,
+        routes: TlsRoutes::Route(None),
     };
     encode(&Snapshot {
         gateway: ObjectName::new("default", "web"),
@@ -188,11 +203,10 @@ fn whole() -> Resources {
             name: NodeName::parse("web").unwrap(),
         },
         ports: [(443, Port::Tls(vec![listener]))].into(),
+        http_routes: BTreeMap::new(),
         backends: [(
             id,
-            Backend {
-                endpoints: vec![Endpoint::Name("app.example".into(), 80)],
-            },
+            Backend::new(vec![Endpoint::Name("app.example".into(), 80)]),
         )]
         .into(),
     })
