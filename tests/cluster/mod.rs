@@ -2,10 +2,15 @@
 //! own. They take root and a build of ten minutes at first, so `cargo test` passes them over, and
 //! `make cluster` runs them.
 
+mod changes;
+mod classes;
+mod conflicts;
 pub mod lab;
 mod life;
 mod manifests;
 pub mod network;
+mod readme;
 mod scene;
 mod smoke;
 pub mod tailnet;
+mod views;
