@@ -15,7 +15,7 @@ const TLS_SECRET: &str = "kubernetes.io/tls";
 
 /// What is known of a Secret: the certificate that it holds, or why it can be none. It is parsed
 /// once, when the Secret comes, and nothing else of it is kept.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct TlsSecret(Result<Certificate, String>);
 
 /// The node that a Gateway asks to be.
