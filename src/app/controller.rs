@@ -10,17 +10,17 @@ use crate::{
     check,
     controller::{
         AuthorityKeeper, Classes, Clients, Defaults, Engine, Events, Follower, Gateways,
-        GatewaysSettings, Minter, Owned, Site, World, Writer,
+        GatewaysSettings, KeepError, Minter, Owned, Site, World, Writer,
     },
     discovery::{self, Publisher, Server, ServerIdentity, ServerSettings, TokenReviewer},
     drain::Drain,
     metrics::Metrics,
     source::{ClusterSettings, Watches, watch_cluster},
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use serde_json::json;
@@ -53,6 +53,12 @@ pub enum ControllerError {
     Ended(&'static str),
     #[error("another replica has the lease now: starting anew")]
     LeaseLost,
+    #[error("{0} came before all was cleaned up")]
+    Interrupted(&'static str),
+    #[error(transparent)]
+    Authority(#[from] KeepError),
+    #[error("the lease {name} cannot be removed: {error}")]
+    LeaseStays { name: String, error: kube::Error },
 }
 
 /// How long the lease lasts without being renewed, and how long before its end that is tried.
@@ -154,7 +160,10 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         result = lead(&arguments, &parts, &mut lease) => result,
         name = signals.next() => {
             tracing::info!(signal = name, "stopping");
-            Ok(())
+            match arguments.cleanup {
+                true => Err(ControllerError::Interrupted(name)),
+                false => Ok(()),
+            }
         }
     };
     drain.stop();
@@ -172,7 +181,28 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         // Nobody watches it any more, so it is being released; the next leader need not wait.
         tokio::time::timeout(FAREWELL, lease).await.ok();
     }
+    if arguments.cleanup && result.is_ok() {
+        drop(tasks);
+        forget(&arguments, &parts).await?;
+    }
     result
+}
+
+/// Removes what the controller made for itself.
+async fn forget(arguments: &ControllerArguments, parts: &Parts) -> Result<(), ControllerError> {
+    let namespace = &arguments.namespace;
+    let keeper = AuthorityKeeper::new(parts.client.clone(), namespace, Vec::new());
+    keeper.remove().await?;
+    let leases: Api<Lease> = Api::namespaced(parts.client.clone(), namespace);
+    let name = &arguments.lease;
+    match leases.delete(name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(ControllerError::LeaseStays {
+            name: name.clone(),
+            error,
+        }),
+        Ok(_) => Ok(()),
+    }
 }
 
 type LeaseTask = JoinHandle<Result<LeaseManager, LeaseManagerError>>;
@@ -338,7 +368,8 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
     );
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
     if arguments.cleanup {
-        return gateways.clean_up(worlds, owned).await;
+        gateways.clean_up(worlds.clone(), owned).await;
+        return classes.release(worlds).await;
     }
     tokio::select! {
         never = gateways.run(worlds, owned) => match never {},

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use std::{
@@ -105,6 +105,18 @@ impl AuthorityKeeper {
         }
     }
 
+    /// Removes it, for good.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub async fn remove(&self) -> Result<(), KeepError> {
+        let parameters = DeleteParams::default();
+        let secret = self.secrets.delete(AUTHORITY, &parameters).await;
+        gone("Secret", secret)?;
+        let config_map = self.config_maps.delete(AUTHORITY, &parameters).await;
+        gone("ConfigMap", config_map)
+    }
+
     async fn write(&self, data: &SecretData, version: Option<String>) -> kube::Result<()> {
         let data = data
             .iter()
@@ -149,6 +161,14 @@ impl AuthorityKeeper {
         let patch = Patch::Apply(map);
         let patched = self.config_maps.patch(AUTHORITY, &parameters, &patch).await;
         patched.map(drop)
+    }
+}
+
+fn gone<T>(kind: &'static str, deleted: kube::Result<T>) -> Result<(), KeepError> {
+    match deleted {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(KeepError::Write { kind, error }),
+        Ok(_) => Ok(()),
     }
 }
 

@@ -138,6 +138,34 @@ impl Classes {
         }
     }
 
+    /// Lets all classes go, whoever uses them; ends when no class is held any more.
+    pub async fn release(self, mut worlds: watch::Receiver<Arc<World>>) {
+        loop {
+            let world = worlds.borrow_and_update().clone();
+            let held: Vec<_> = world
+                .subjects
+                .classes
+                .values()
+                .filter(|class| class.spec.controller_name == CONTROLLER)
+                .filter(|class| class.finalizers().iter().any(|f| f == IN_USE))
+                .collect();
+            if world.listed && held.is_empty() {
+                return;
+            }
+            for class in held {
+                if let Err(error) = self.keep(class, false).await {
+                    tracing::warn!(class = class.name_any(), %error, "its finalizer could not be removed");
+                }
+            }
+            tokio::select! {
+                changed = worlds.changed() => if changed.is_err() {
+                    return;
+                },
+                () = tokio::time::sleep(FIRST_RETRY) => {}
+            }
+        }
+    }
+
     async fn look(&mut self, world: &World) {
         let classes = &world.subjects.classes;
         let ours = classes

@@ -41,29 +41,37 @@ impl Events {
         }
     }
 
-    /// Tells it, unless it is what was told last of this object and reason.
-    pub async fn tell<K>(&self, object: &K, weight: Weight, reason: &'static str, note: String)
+    /// Tells it, unless it is what was told last of this object and reason. Whether it could be
+    /// told.
+    pub async fn tell<K>(
+        &self,
+        object: &K,
+        weight: Weight,
+        reason: &'static str,
+        note: String,
+    ) -> bool
     where
         K: Resource<DynamicType = ()>,
     {
         self.tell_of(object.object_ref(&()), weight, reason, note)
-            .await;
+            .await
     }
 
+    /// The same of an object that is only referred to.
     pub async fn tell_of(
         &self,
         object: ObjectReference,
         weight: Weight,
         reason: &'static str,
         note: String,
-    ) {
+    ) -> bool {
         let key = (object.uid.clone().unwrap_or_default(), reason);
         let before = {
             let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
             told.insert(key, note.clone())
         };
         if before.as_ref() == Some(&note) {
-            return;
+            return true;
         }
         let event = Event {
             type_: match weight {
@@ -75,13 +83,15 @@ impl Events {
             action: "Reconcile".into(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &object).await {
+        let published = self.recorder.publish(&event, &object).await;
+        if let Err(error) = &published {
             let name = ObjectName::new(
                 object.namespace.unwrap_or_default(),
                 object.name.unwrap_or_default(),
             );
             tracing::debug!(object = %name, reason, %error, "the event could not be written");
         }
+        published.is_ok()
     }
 }
 

@@ -37,6 +37,8 @@ struct State {
     values: BTreeMap<String, Vec<u8>>,
     /// Keys whose value the Secret does not have yet.
     dirty: BTreeSet<String>,
+    /// UID of the Secret that has the others.
+    secret: Option<String>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +59,12 @@ const MAX_SIZE: usize = 1 << 20;
 /// How long a write of node state waits for the API server. After that it is safe in the
 /// directory only, and the problem is told.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often a Secret that nothing is written to is looked at: it may have been lost.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// How long a start with state in the directory waits for an API server that does not answer.
+const START: Duration = Duration::from_secs(5);
 
 /// Until the API server is asked again, after the first, second, … failure in a row.
 const RETRIES: [Duration; 4] = [
@@ -94,7 +102,15 @@ impl SecretStore {
         let mut state = State::load(&directory).map_err(broken)?;
         let mut failures = 0;
         loop {
-            match secrets.get_opt(name).await {
+            let reading = secrets.get_opt(name);
+            let read = if state.values.is_empty() {
+                reading.await
+            } else {
+                let read = tokio::time::timeout(START, reading).await;
+                let slow = |_| kube::Error::Service("it does not answer".into());
+                read.map_err(slow).flatten()
+            };
+            match read {
                 Ok(secret) => {
                     state.merge(secret.unwrap_or_default());
                     break;
@@ -127,32 +143,30 @@ impl SecretStore {
         })
     }
 
-    /// Writes changes to the Secret, for ever.
+    /// Writes changes to the Secret, and everything to one that takes its place, for ever.
     pub async fn keep(&self, secrets: &Api<Secret>, name: &str) -> ! {
         let mut failures = 0;
         loop {
             let due = self.due();
-            if due.is_empty() {
-                self.shared.changed.notified().await;
-                continue;
-            }
-            match flush(secrets, name, &due).await {
-                Ok(()) => {
+            let done = if due.is_empty() {
+                tokio::select! {
+                    () = self.shared.changed.notified() => continue,
+                    () = tokio::time::sleep(LOOK) => look(secrets, name).await,
+                }
+            } else {
+                flush(secrets, name, &due).await
+            };
+            match done {
+                Ok(uid) => {
                     failures = 0;
-                    self.settle(&due);
+                    self.settle(&due, uid);
                     self.tell(String::new());
                 }
                 Err(error) => {
                     let message =
                         format!("the node's state cannot be written to Secret {name}: {error}");
                     match &error {
-                        kube::Error::Api(status) if status.code < 500 => {
-                            if status.code == 404 {
-                                // It was lost: once it is there again, it needs everything.
-                                self.state().dirty_all();
-                            }
-                            self.tell(message);
-                        }
+                        kube::Error::Api(status) if status.code < 500 => self.tell(message),
                         // Away: what is in the directory is enough for as long as the pod lives.
                         _ => tracing::warn!("{message}"),
                     }
@@ -220,11 +234,10 @@ impl SecretStore {
         state.dirty.iter().filter_map(value).collect()
     }
 
-    /// The Secret has these values now.
-    fn settle(&self, flushed: &BTreeMap<String, Vec<u8>>) {
+    /// The Secret of this UID has these values now.
+    fn settle(&self, flushed: &BTreeMap<String, Vec<u8>>, uid: Option<String>) {
         let mut state = self.state();
-        let State { values, dirty } = &mut *state;
-        dirty.retain(|key| flushed.get(key) != values.get(key));
+        state.settle(flushed, uid);
         if let Err(error) = state.note_dirty(&self.shared.directory) {
             tracing::warn!(%error, "the state directory cannot be written");
         }
@@ -283,9 +296,20 @@ impl State {
         Ok(state)
     }
 
+    fn settle(&mut self, flushed: &BTreeMap<String, Vec<u8>>, uid: Option<String>) {
+        let before = std::mem::replace(&mut self.secret, uid);
+        if before != self.secret {
+            // The one that had the rest was lost.
+            self.dirty_all();
+        }
+        let Self { values, dirty, .. } = self;
+        dirty.retain(|key| flushed.get(key) != values.get(key));
+    }
+
     /// Takes over what the Secret has, but for values that it has not got yet. One that was lost
     /// and made anew gets all back.
     fn merge(&mut self, secret: Secret) {
+        self.secret = secret.metadata.uid;
         let data = secret.data.unwrap_or_default();
         if self.values.contains_key(IDENTITY) && !data.contains_key(IDENTITY) {
             self.dirty_all();
@@ -358,19 +382,26 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::rename(new, path)
 }
 
+/// The UID of the Secret.
+async fn look(secrets: &Api<Secret>, name: &str) -> kube::Result<Option<String>> {
+    let found = secrets.get_metadata(name).await?;
+    Ok(found.metadata.uid)
+}
+
+/// Writes the values; the UID of the Secret that has them now.
 async fn flush(
     secrets: &Api<Secret>,
     name: &str,
     values: &BTreeMap<String, Vec<u8>>,
-) -> kube::Result<()> {
+) -> kube::Result<Option<String>> {
     let data: BTreeMap<_, _> = values
         .iter()
         .map(|(key, value)| (key, ByteString(value.clone())))
         .collect();
     let patch = Patch::Merge(json!({ "data": data }));
     let parameters = PatchParams::default();
-    let written = secrets.patch_metadata(name, &parameters, &patch).await;
-    written.map(drop)
+    let written = secrets.patch_metadata(name, &parameters, &patch).await?;
+    Ok(written.metadata.uid)
 }
 
 fn retry(failures: &mut usize) -> Duration {
@@ -403,7 +434,23 @@ mod tests {
                 .map(|(key, value)| ((*key).into(), value.as_bytes().to_vec()))
                 .collect(),
             dirty: dirty.iter().map(|key| (*key).into()).collect(),
+            secret: None,
         }
+    }
+
+    #[test]
+    fn a_secret_that_took_the_place_of_the_one_written_to_gets_everything() {
+        let mut kept = state(&[("a", "1"), ("b", "2"), (IDENTITY, "me")], &["a"]);
+        kept.secret = Some("one".into());
+        let flushed = |key: &str| BTreeMap::from([(key.to_owned(), kept.values[key].clone())]);
+        let (a, b) = (flushed("a"), flushed("b"));
+        kept.settle(&a, Some("one".into()));
+        assert_eq!(kept.dirty, BTreeSet::new());
+        kept.settle(&b, Some("other".into()));
+        let dirty: Vec<_> = kept.dirty.iter().map(String::as_str).collect();
+        assert_eq!(dirty, [IDENTITY, "a"]);
+        kept.settle(&BTreeMap::new(), Some("other".into()));
+        assert_eq!(kept.dirty.len(), 2);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 pub mod lab;
 mod life;
+mod manifests;
 pub mod network;
 mod scene;
 mod smoke;

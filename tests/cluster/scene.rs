@@ -48,6 +48,15 @@ impl Scene {
     }
 
     async fn install(&self, environment: &[(&str, &str)]) {
+        let yaml = self.adapted("manifests/install.yaml", environment);
+        self.lab.apply(&yaml).await;
+        let status = ["rollout", "status", "deployment/tailway-controller"];
+        let namespace = ["--namespace", SYSTEM, "--timeout=120s"];
+        self.lab.kubectl(status.into_iter().chain(namespace)).await;
+    }
+
+    /// A manifest, with the lab's image and this tailnet in the environment.
+    pub fn adapted(&self, path: &str, environment: &[(&str, &str)]) -> String {
         let nodes: Vec<_> = self
             .tailnet
             .environment()
@@ -68,15 +77,11 @@ impl Scene {
             })
             .collect();
         let marker = "            - name: TAILWAY_PROXY_IMAGE\n";
-        let yaml = fs::read_to_string("manifests/install.yaml").unwrap();
+        let yaml = fs::read_to_string(path).unwrap();
         assert!(yaml.contains(marker));
         let yaml = yaml.replace(marker, &format!("{variables}{marker}"));
         let version = env!("CARGO_PKG_VERSION");
-        let yaml = yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE);
-        self.lab.apply(&yaml).await;
-        let status = ["rollout", "status", "deployment/tailway-controller"];
-        let namespace = ["--namespace", SYSTEM, "--timeout=120s"];
-        self.lab.kubectl(status.into_iter().chain(namespace)).await;
+        yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE)
     }
 
     /// The objects of a GatewayClass with a Secret, as the seed has them: its credentials are the
