@@ -436,3 +436,6 @@ fn problem(pod: &Pod) -> String {
     }
     "it has not started".into()
 }
+
+#[cfg(test)]
+mod tests;
