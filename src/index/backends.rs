@@ -1,9 +1,15 @@
 //! backendRefs to weighted backends.
 
-use super::{grants::Reference, objects::Objects, status::Finding};
+use super::{
+    Key,
+    grants::Reference,
+    objects::Objects,
+    routes::{BackendRef, Route},
+    status::Finding,
+};
 use crate::{
-    api::{conditions as c, gateway_api::tcproutes::TcpRouteRulesBackendRefs},
-    model::{Backend, BackendId, ObjectName, WeightedBackend},
+    api::conditions as c,
+    model::{Backend, BackendId, WeightedBackend},
 };
 use std::collections::BTreeMap;
 
@@ -16,19 +22,15 @@ pub(super) struct Resolved {
 }
 
 impl Objects {
-    /// Resolves the backendRefs of a TCPRoute. An invalid one keeps its weight.
-    pub(super) fn resolve_backends(
-        &self,
-        route: &ObjectName,
-        refs: &[TcpRouteRulesBackendRefs],
-    ) -> Resolved {
+    /// Resolves the backendRefs of a route's first rule. An invalid one keeps its weight.
+    pub(super) fn resolve_backends(&self, key: &Key, route: &Route) -> Resolved {
         let mut resolved = Resolved::default();
-        for reference in refs {
+        for reference in route.rules.first().into_iter().flatten() {
             let weight = reference
                 .weight
                 .and_then(|weight| u32::try_from(weight).ok())
                 .unwrap_or(1);
-            let backend = match self.resolve_backend(route, reference) {
+            let backend = match self.resolve_backend(key, reference) {
                 Ok((id, backend)) => {
                     resolved.backends.insert(id.clone(), backend);
                     Some(id)
@@ -45,8 +47,8 @@ impl Objects {
 
     fn resolve_backend(
         &self,
-        route: &ObjectName,
-        reference: &TcpRouteRulesBackendRefs,
+        route: &Key,
+        reference: &BackendRef,
     ) -> Result<(BackendId, Backend), Finding> {
         let group = reference.group.as_deref().unwrap_or("");
         let kind = reference.kind.as_deref().unwrap_or("Service");
@@ -60,11 +62,10 @@ impl Objects {
                 ),
             ));
         }
-        let namespace = reference.namespace.as_ref().unwrap_or(&route.namespace);
-        let service = ObjectName::new(namespace, &reference.name);
+        let service = reference.target(route);
         let permitted = self.permits(&Reference {
-            from_kind: "TCPRoute",
-            from_namespace: &route.namespace,
+            from_kind: route.kind.as_str(),
+            from_namespace: &route.name.namespace,
             to_kind: "Service",
             to: &service,
         });
@@ -72,8 +73,8 @@ impl Objects {
             return Err(Finding::new(
                 c::REF_NOT_PERMITTED,
                 format!(
-                    "Service {service} is in another namespace, where no ReferenceGrant allows TCPRoutes of namespace {} to use it",
-                    route.namespace
+                    "Service {service} is in another namespace, where no ReferenceGrant allows {}s of namespace {} to use it",
+                    route.kind, route.name.namespace
                 ),
             ));
         }

@@ -3,8 +3,8 @@
 use super::{
     Index, Key, Kind, Verdict,
     certificates::TlsSecret,
-    links::Stage,
-    routes::parent_gateways,
+    links::{Stage, unscoped},
+    routes::Route,
     services::{ServicePorts, SliceEndpoints},
 };
 use crate::{
@@ -31,7 +31,7 @@ impl Index {
         match object {
             Object::GatewayClass(o) => self.set_class(name, Some(Arc::from(o))),
             Object::Gateway(o) => self.set_gateway(name, Some(Arc::from(o))),
-            Object::TcpRoute(o) => self.set_route(name, Some(Arc::from(o))),
+            Object::TcpRoute(o) => self.set_tcp_route(name, Some(Arc::from(o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
             Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
             Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
@@ -48,7 +48,7 @@ impl Index {
         match key.kind {
             Kind::GatewayClass => self.set_class(name, None),
             Kind::Gateway => self.set_gateway(name, None),
-            Kind::TcpRoute => self.set_route(name, None),
+            Kind::TcpRoute => self.set_tcp_route(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
             Kind::ReferenceGrant => self.set_grant(name, None),
             Kind::Service => self.set_service(name, None),
@@ -73,7 +73,7 @@ impl Index {
         let stage = match self.reports.get(&gateway) {
             Some(before) if *before == report => return,
             Some(_) => Stage::Result,
-            // That there is a node decides on the name of another.
+            // That there is a node decides on who may have its name.
             None => Stage::Listeners,
         };
         self.pending.gateway(&gateway, stage);
@@ -94,11 +94,10 @@ impl Index {
     }
 
     fn set_class(&mut self, name: &ObjectName, class: Option<Arc<GatewayClass>>) {
-        let old = self.objects.classes.set(name, class.clone());
-        if !same(old.as_deref(), class.as_deref(), |class| {
-            (&class.spec, &class.metadata)
-        }) {
-            self.pending.classes = true;
+        let is_there = class.is_some();
+        let old = self.objects.classes.set(name, class);
+        self.pending.classes = true;
+        if old.is_some() != is_there {
             let gateways = self.links.gateways_of_class.of(name);
             self.pending.gateways(gateways, Stage::Listeners);
         }
@@ -107,7 +106,7 @@ impl Index {
     fn set_gateway(&mut self, name: &ObjectName, gateway: Option<Arc<Gateway>>) {
         let old = self.objects.gateways.set(name, gateway.clone());
         let (old, new) = (old.as_deref(), gateway.as_deref());
-        if same(old, new, |gateway| (&gateway.spec, &gateway.metadata)) {
+        if is_same(old, new) {
             return;
         }
         self.links.replace_gateway(name, old, new);
@@ -118,18 +117,31 @@ impl Index {
         }
     }
 
-    fn set_route(&mut self, name: &ObjectName, route: Option<Arc<TcpRoute>>) {
-        let old = self.objects.tcp_routes.set(name, route.clone());
-        let (old, new) = (old.as_deref(), route.as_deref());
-        if same(old, new, |route| (&route.spec, &route.metadata)) {
+    fn set_tcp_route(&mut self, name: &ObjectName, route: Option<Arc<TcpRoute>>) {
+        let key = Key {
+            kind: Kind::TcpRoute,
+            name: name.clone(),
+        };
+        self.set_route(
+            &key,
+            route.as_deref().map(|route| Route::of_tcp(name, route)),
+        );
+        self.objects.tcp_routes.set(name, route);
+    }
+
+    /// The one way in for routes of every kind.
+    fn set_route(&mut self, key: &Key, route: Option<Route>) {
+        let new = route.clone();
+        let Some(old) = replace(&mut self.objects.routes, key, route) else {
             return;
-        }
-        self.links.replace_route(name, old, new);
-        self.pending.routes.insert(name.clone());
-        self.pending.route_statuses.insert(name.clone());
-        for route in [old, new].into_iter().flatten() {
-            let parents = parent_gateways(name, route);
-            self.pending.gateways(&parents, Stage::Routes);
+        };
+        self.links.replace_route(key, old.as_ref(), new.as_ref());
+        self.pending.backends.insert(key.clone());
+        self.pending.route_statuses.insert(key.clone());
+        for route in [old, new].iter().flatten() {
+            for (_, gateway) in route.gateways(key) {
+                self.pending.gateway(&gateway, Stage::Routes);
+            }
         }
     }
 
@@ -146,7 +158,7 @@ impl Index {
         let gateways = self.links.gateways_of_secret.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
         let routes = self.links.routes_of_service.of_namespace(namespace);
-        self.pending.routes.extend(routes.cloned());
+        self.pending.backends.extend(routes.cloned());
     }
 
     fn set_service(&mut self, name: &ObjectName, service: Option<ServicePorts>) {
@@ -170,7 +182,7 @@ impl Index {
 
     fn endpoints_changed(&mut self, service: &ObjectName) {
         let routes = self.links.routes_of_service.of(service).cloned();
-        self.pending.routes.extend(routes);
+        self.pending.backends.extend(routes);
     }
 
     fn set_secret(&mut self, name: &ObjectName, secret: Option<TlsSecret>) {
@@ -185,44 +197,37 @@ impl Index {
         if replace(&mut self.objects.namespaces, name, labels).is_none() {
             return;
         }
-        // Listeners choose routes by the labels of their namespace.
-        for (route, object) in self.objects.tcp_routes.in_namespace(&name.name) {
-            let parents = parent_gateways(route, object);
-            self.pending.gateways(&parents, Stage::Routes);
+        for key in self.links.routes_of_namespace.of(&unscoped(&name.name)) {
+            let route = self.objects.routes.get(key);
+            for (_, gateway) in route.into_iter().flat_map(|route| route.gateways(key)) {
+                self.pending.gateway(&gateway, Stage::Routes);
+            }
         }
     }
 }
 
-/// Whether nothing changed that is read: a status says nothing new, as it is our own or another's.
-fn same<'a, O, S>(
-    old: Option<&'a O>,
-    new: Option<&'a O>,
-    read: impl Fn(&'a O) -> (&'a S, &'a ObjectMeta),
-) -> bool
-where
-    S: PartialEq + 'a,
-{
-    let (Some(old), Some(new)) = (old.map(&read), new.map(&read)) else {
+/// Whether nothing changed that is read: a status says nothing new, as it is our own.
+fn is_same(old: Option<&Gateway>, new: Option<&Gateway>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else {
         return old.is_none() && new.is_none();
     };
-    old.0 == new.0
-        && old.1.generation == new.1.generation
-        && old.1.creation_timestamp == new.1.creation_timestamp
+    let age = |metadata: &ObjectMeta| (metadata.generation, metadata.creation_timestamp.clone());
+    age(&old.metadata) == age(&new.metadata) && old.spec == new.spec
 }
 
 /// Puts a value in the place of the one there, or removes it. Gives the one that was there when
 /// that changed anything.
 #[expect(clippy::option_option, reason = "nothing may have been there before")]
-fn replace<V: PartialEq>(
-    values: &mut BTreeMap<ObjectName, V>,
-    name: &ObjectName,
+fn replace<K: Ord + Clone, V: PartialEq>(
+    values: &mut BTreeMap<K, V>,
+    key: &K,
     value: Option<V>,
 ) -> Option<Option<V>> {
-    if values.get(name) == value.as_ref() {
+    if values.get(key) == value.as_ref() {
         return None;
     }
     Some(match value {
-        Some(value) => values.insert(name.clone(), value),
-        None => values.remove(name),
+        Some(value) => values.insert(key.clone(), value),
+        None => values.remove(key),
     })
 }

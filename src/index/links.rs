@@ -1,24 +1,26 @@
 //! Who refers to whom, and what is to be worked out anew after a change.
 
-use super::{routes::parent_gateways, table::in_namespace};
-use crate::{
-    api::gateway_api::{gateways::Gateway, tcproutes::TcpRoute},
-    model::ObjectName,
+use super::{Key, routes::Route};
+use crate::{api::gateway_api::gateways::Gateway, model::ObjectName};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, BTreeSet},
 };
-use std::collections::{BTreeMap, BTreeSet};
 
 /// The references between objects, from their targets, whether those are there or not.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Links {
-    pub(super) gateways_of_class: Relation,
-    pub(super) gateways_of_secret: Relation,
-    pub(super) routes_of_gateway: Relation,
-    pub(super) routes_of_service: Relation,
+    pub(super) gateways_of_class: Relation<ObjectName>,
+    pub(super) gateways_of_secret: Relation<ObjectName>,
+    pub(super) routes_of_gateway: Relation<Key>,
+    pub(super) routes_of_service: Relation<Key>,
+    /// Those that live there: listeners choose routes by the labels of their namespace.
+    pub(super) routes_of_namespace: Relation<Key>,
 }
 
 /// Objects by the name of what they refer to.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Relation(BTreeMap<ObjectName, BTreeSet<ObjectName>>);
+#[derive(Clone, Debug)]
+pub(super) struct Relation<R>(BTreeMap<ObjectName, BTreeSet<R>>);
 
 /// What is to be worked out anew.
 #[derive(Clone, Debug, Default)]
@@ -27,9 +29,9 @@ pub(super) struct Pending {
     pub(super) classes: bool,
     pub(super) gateways: BTreeMap<ObjectName, Stage>,
     /// Routes whose backends may have changed.
-    pub(super) routes: BTreeSet<ObjectName>,
+    pub(super) backends: BTreeSet<Key>,
     /// Routes whose statuses may have changed.
-    pub(super) route_statuses: BTreeSet<ObjectName>,
+    pub(super) route_statuses: BTreeSet<Key>,
 }
 
 /// How much of a Gateway is to be worked out anew; a later stage includes those before it.
@@ -43,22 +45,32 @@ pub(super) enum Stage {
     Listeners,
 }
 
-/// The Secrets that the listeners of a Gateway refer to.
-fn secrets(name: &ObjectName, gateway: &Gateway) -> BTreeSet<ObjectName> {
-    let tls = gateway.spec.listeners.iter().flat_map(|listener| &listener.tls);
-    tls.flat_map(|tls| tls.certificate_refs.iter().flatten())
-        .map(|reference| {
-            let namespace = reference.namespace.as_ref().unwrap_or(&name.namespace);
-            ObjectName::new(namespace, &reference.name)
-        })
-        .collect()
+/// A cluster-scoped object.
+pub(super) fn unscoped(name: &str) -> ObjectName {
+    ObjectName::new("", name)
 }
 
-/// The Services that a route refers to.
-fn services(name: &ObjectName, route: &TcpRoute) -> BTreeSet<ObjectName> {
-    let rules = route.spec.rules.iter();
-    rules
-        .flat_map(|rule| &rule.backend_refs)
+/// The entries of a map whose names are of a namespace.
+pub(super) fn in_namespace<'a, K, V>(
+    map: &'a BTreeMap<K, V>,
+    namespace: &'a str,
+) -> impl Iterator<Item = (&'a K, &'a V)>
+where
+    K: Borrow<ObjectName> + Ord,
+{
+    map.range(ObjectName::new(namespace, "")..)
+        .take_while(move |(name, _)| (*name).borrow().namespace == namespace)
+}
+
+fn class(gateway: &Gateway) -> ObjectName {
+    unscoped(&gateway.spec.gateway_class_name)
+}
+
+/// The Secrets that the listeners of a Gateway refer to.
+fn secrets(name: &ObjectName, gateway: &Gateway) -> Vec<ObjectName> {
+    let listeners = gateway.spec.listeners.iter();
+    let tls = listeners.flat_map(|listener| &listener.tls);
+    tls.flat_map(|tls| tls.certificate_refs.iter().flatten())
         .map(|reference| {
             let namespace = reference.namespace.as_ref().unwrap_or(&name.namespace);
             ObjectName::new(namespace, &reference.name)
@@ -75,58 +87,52 @@ impl Links {
         old: Option<&Gateway>,
         new: Option<&Gateway>,
     ) {
-        let class = |gateway: &Gateway| ObjectName::new("", &gateway.spec.gateway_class_name);
         self.gateways_of_class
             .replace(name, old.map(class), new.map(class));
-        let secrets = |gateway: Option<&Gateway>| gateway.map(|gateway| secrets(name, gateway));
-        self.gateways_of_secret.replace(
-            name,
-            secrets(old).unwrap_or_default(),
-            secrets(new).unwrap_or_default(),
-        );
+        let secrets = |gateway: Option<&Gateway>| {
+            let secrets = gateway.map(|gateway| secrets(name, gateway));
+            secrets.unwrap_or_default()
+        };
+        self.gateways_of_secret
+            .replace(name, secrets(old), secrets(new));
     }
 
-    pub(super) fn replace_route(
-        &mut self,
-        name: &ObjectName,
-        old: Option<&TcpRoute>,
-        new: Option<&TcpRoute>,
-    ) {
-        let parents = |route: Option<&TcpRoute>| route.map(|route| parent_gateways(name, route));
-        self.routes_of_gateway.replace(
-            name,
-            parents(old).unwrap_or_default(),
-            parents(new).unwrap_or_default(),
-        );
-        let services = |route: Option<&TcpRoute>| route.map(|route| services(name, route));
-        self.routes_of_service.replace(
-            name,
-            services(old).unwrap_or_default(),
-            services(new).unwrap_or_default(),
-        );
+    pub(super) fn replace_route(&mut self, key: &Key, old: Option<&Route>, new: Option<&Route>) {
+        let gateways = |route: Option<&Route>| -> Vec<_> {
+            let parents = route.into_iter().flat_map(|route| route.gateways(key));
+            parents.map(|(_, gateway)| gateway).collect()
+        };
+        self.routes_of_gateway
+            .replace(key, gateways(old), gateways(new));
+        let services = |route: Option<&Route>| -> Vec<_> {
+            let services = route.into_iter().flat_map(|route| route.services(key));
+            services.collect()
+        };
+        self.routes_of_service
+            .replace(key, services(old), services(new));
+        let namespace = |route: Option<&Route>| route.map(|_| unscoped(&key.name.namespace));
+        self.routes_of_namespace
+            .replace(key, namespace(old), namespace(new));
     }
 }
 
 // === impl Relation ===
 
-impl Relation {
+impl<R: Ord + Clone> Relation<R> {
     /// What refers to `target`.
-    pub(super) fn of(&self, target: &ObjectName) -> impl Iterator<Item = &ObjectName> {
+    pub(super) fn of(&self, target: &ObjectName) -> impl Iterator<Item = &R> {
         self.0.get(target).into_iter().flatten()
     }
 
     /// What refers to anything of a namespace.
-    pub(super) fn of_namespace<'a>(
-        &'a self,
-        namespace: &'a str,
-    ) -> impl Iterator<Item = &'a ObjectName> {
+    pub(super) fn of_namespace<'a>(&'a self, namespace: &'a str) -> impl Iterator<Item = &'a R> {
         in_namespace(&self.0, namespace).flat_map(|(_, referrers)| referrers)
     }
 
     /// Lets `referrer` refer to the new targets rather than to the old ones.
     pub(super) fn replace(
         &mut self,
-        referrer: &ObjectName,
+        referrer: &R,
         old: impl IntoIterator<Item = ObjectName>,
         new: impl IntoIterator<Item = ObjectName>,
     ) {
@@ -141,6 +147,12 @@ impl Relation {
         for target in new {
             self.0.entry(target).or_default().insert(referrer.clone());
         }
+    }
+}
+
+impl<R> Default for Relation<R> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
     }
 }
 
@@ -164,7 +176,8 @@ impl Pending {
 
     /// The Gateways that are at a stage or a later one.
     pub(super) fn at(&self, stage: Stage) -> Vec<ObjectName> {
-        let at = self.gateways.iter().filter(|(_, pending)| **pending >= stage);
+        let gateways = self.gateways.iter();
+        let at = gateways.filter(|(_, pending)| **pending >= stage);
         at.map(|(name, _)| name.clone()).collect()
     }
 }

@@ -1,8 +1,8 @@
 use super::{
     certificates::TlsSecret,
-    links::Relation,
+    links::{Relation, unscoped},
+    routes::Route,
     services::{ServicePorts, SliceEndpoints},
-    table::Table,
 };
 use crate::{
     api::{
@@ -13,7 +13,7 @@ use crate::{
         },
         tailnets::TailscaleTailnet,
     },
-    model::ObjectName,
+    model::{ObjectName, Table},
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use std::{borrow::Borrow, collections::BTreeMap, fmt};
@@ -46,10 +46,12 @@ pub(super) struct Objects {
     pub(super) gateways: Table<Gateway>,
     pub(super) tcp_routes: Table<TcpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    /// Those of all kinds.
+    pub(super) routes: BTreeMap<Key, Route>,
     pub(super) grants: BTreeMap<ObjectName, ReferenceGrantSpec>,
     pub(super) services: BTreeMap<ObjectName, ServicePorts>,
     pub(super) slices: BTreeMap<ObjectName, SliceEndpoints>,
-    pub(super) slices_of_service: Relation,
+    pub(super) slices_of_service: Relation<ObjectName>,
     pub(super) secrets: BTreeMap<ObjectName, TlsSecret>,
     /// Labels of the namespaces.
     pub(super) namespaces: BTreeMap<ObjectName, BTreeMap<String, String>>,
@@ -73,9 +75,10 @@ pub(super) fn generation(metadata: &ObjectMeta) -> i64 {
 
 // === impl Kind ===
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// As manifests spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::GatewayClass => "GatewayClass",
             Self::Gateway => "Gateway",
             Self::TcpRoute => "TCPRoute",
@@ -85,7 +88,13 @@ impl fmt::Display for Kind {
             Self::Secret => "Secret",
             Self::Namespace => "Namespace",
             Self::Tailnet => "TailscaleTailnet",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -137,7 +146,7 @@ impl Objects {
 
     /// Labels of a namespace. The one every API server sets is there without an object too.
     pub(super) fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
-        let object = self.namespaces.get(&ObjectName::new("", namespace));
+        let object = self.namespaces.get(&unscoped(namespace));
         let mut labels = object.cloned().unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
         labels

@@ -1,5 +1,5 @@
-//! Services and their EndpointSlices. Of both only what is read is kept: in a cluster they are by far the
-//! most, and most of an object's bytes are not for us.
+//! Services and their EndpointSlices. Of both only what is read is kept: in a cluster they are by
+//! far the most, and most of an object's bytes are not for us.
 
 use crate::model::{Endpoint, HostnamePattern, ObjectName};
 use k8s_openapi::{
@@ -47,7 +47,9 @@ enum Host {
 }
 
 fn other_protocol(protocol: Option<&String>) -> Option<String> {
-    protocol.filter(|protocol| *protocol != DEFAULT_PROTOCOL).cloned()
+    protocol
+        .filter(|protocol| *protocol != DEFAULT_PROTOCOL)
+        .cloned()
 }
 
 // === impl ServicePorts ===
