@@ -1,12 +1,14 @@
 //! What holds of the index whatever the objects are.
 
+mod changes;
+
 use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use tailway::{
     api::{CONTROLLER, Object},
     index::{Index, Outcome, status::ListenerStatus},
-    model::{BackendId, Forward, Port, Snapshot},
+    model::{BackendId, Forward, Port, Snapshot, TlsRoutes},
 };
 
 fn outcome(objects: impl IntoIterator<Item = Object>) -> Outcome {
@@ -139,7 +141,17 @@ fn forwards(snapshot: &Snapshot) -> Vec<&Forward> {
     for port in snapshot.ports.values() {
         match port {
             Port::Tcp(listener) => forwards.extend(&listener.route),
-            Port::Tls(listeners) => forwards.extend(listeners.iter().flat_map(|l| &l.route)),
+            Port::Http(_) => {}
+            Port::Tls(listeners) => {
+                forwards.extend(
+                    listeners
+                        .iter()
+                        .filter_map(|listener| match &listener.routes {
+                            TlsRoutes::Route(route) => route.as_ref(),
+                            TlsRoutes::HttpRoutes(_) => None,
+                        }),
+                );
+            }
         }
     }
     forwards
@@ -161,7 +173,7 @@ proptest! {
     #[test]
     fn just_the_accepted_listeners_are_served(objects in objects()) {
         let outcome = outcome(objects);
-        for status in &outcome.statuses.gateways {
+        for status in outcome.statuses.gateways.values() {
             let accepted: BTreeSet<_> = status
                 .listeners
                 .iter()

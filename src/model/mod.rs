@@ -20,6 +20,7 @@ mod identity;
 mod listener;
 mod name;
 mod report;
+mod table;
 
 pub use backend::{Backend, BackendId, BackendProtocol, Endpoint, Forward, WeightedBackend};
 pub use certificate::{Certificate, CertificateError};
@@ -35,6 +36,7 @@ pub use name::{NodeName, NodeNameError, ObjectName};
 pub use report::{
     CertificateReport, Issuance, NodeReport, Programmed, TailnetReport, TailnetState, Unready,
 };
+pub use table::{Table, differences};
 
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -11,6 +11,7 @@ mod connection;
 mod gateway;
 pub mod http;
 mod limits;
+mod renewal;
 mod tls;
 
 pub use certificates::{CertificateState, IssueError, Issuer, Schedule, TailnetCertificate};
