@@ -387,9 +387,10 @@ impl Exchange<'_> {
         let mut request = spoken(request, backend.protocol).map_err(|_| Refusal::Failed)?;
         let (mut stale, mut fresh, mut moved) = (0, false, false);
         let none = Refusal::NotReached(Unreachable::NoEndpoints);
-        let mut endpoint = backend
-            .choose(tried.as_ref())
-            .ok_or_else(|| self.failed(backend, none))?;
+        // Another one than the last time, if there is one.
+        let chosen = backend.choose(tried.as_ref());
+        let chosen = chosen.or_else(|| backend.choose(None));
+        let mut endpoint = chosen.ok_or_else(|| self.failed(backend, none))?;
         loop {
             let sender = match Sender::to(&endpoint, backend.protocol, timeout, fresh).await {
                 Ok(sender) => sender,
