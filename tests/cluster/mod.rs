@@ -2,9 +2,16 @@
 //! own. They take root and a build of ten minutes at first, so `cargo test` passes them over, and
 //! `make cluster` runs them.
 
+mod absence;
+mod hands;
 pub mod lab;
+mod leader;
 mod life;
+mod many;
 pub mod network;
+mod removal;
 mod scene;
 mod smoke;
+mod state;
 pub mod tailnet;
+mod upgrade;
