@@ -8,13 +8,13 @@ LIBTAILSCALE := vendor/libtailscale
 GO_BUILD := -trimpath -buildvcs=false -tags netgo,osusergo
 export TAILWAY_LOCALTAILNET := $(TARGET)/localtailnet
 
-# Who builds the image of tailway; without any, our own script does.
 IMAGE ?= tailway/tailway:dev
 PROFILE ?= release
-BUILDER ?= $(firstword $(foreach builder,docker podman buildah,$(shell command -v $(builder))))
+# Docker without its daemon or without BuildKit is none.
+BUILDER ?= $(shell docker buildx inspect >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 LAB := tests/cluster/lab
 
-.PHONY: build cluster demo image lab-build test test-go test-rust lint gen bench localtailnet release
+.PHONY: build cluster demo helm image image-archive image-built lab-build test test-go test-rust lint gen bench localtailnet release
 
 build: ## tailway for development
 	$(CARGO) build
@@ -22,13 +22,15 @@ build: ## tailway for development
 release: ## tailway for production: $(TARGET)/release/tailway
 	$(CARGO) build --release
 
-image: ## IMAGE by docker, podman or buildah; without them $(TARGET)/image/tailway.tar, also with PROFILE=debug
-ifeq ($(BUILDER),)
+image: ## IMAGE by docker, podman or buildah, and where there is none, as an archive
+	$(MAKE) $(if $(BUILDER),image-built,image-archive)
+
+image-built:
+	$(BUILDER) build --file manifests/image/Dockerfile --tag $(IMAGE) .
+
+image-archive: ## IMAGE as $(TARGET)/image/tailway.tar, of this machine's binary and libraries; PROFILE=debug is quicker
 	$(CARGO) build $(if $(filter release,$(PROFILE)),--release)
 	manifests/image/tailway.sh $(TARGET)/$(PROFILE)/tailway $(TARGET)/image/tailway.tar $(IMAGE)
-else
-	$(BUILDER) build --file manifests/image/Dockerfile --tag $(IMAGE) .
-endif
 
 demo: build localtailnet ## a Gateway on a local tailnet, from YAML to https
 	TAILWAY=$(TARGET)/debug/tailway manifests/samples/demo.sh
@@ -61,7 +63,12 @@ lint: $(TOOLS)/bin/cargo-deny
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --root $(TOOLS) cargo-deny
 
-gen: ## bindings of tailscale.h, types of the Gateway API, CRDs, install.yaml; the result is checked in
+helm: $(TOOLS)/bin/helm ## with it, tests try the chart, too
+
+$(TOOLS)/bin/helm:
+	GOBIN=$(TOOLS)/bin GOFLAGS=-mod=mod $(GO) install -trimpath helm.sh/helm/v4/cmd/helm@v4.3.1
+
+gen: helm ## bindings of tailscale.h, types of the Gateway API, CRDs, install.yaml; the result is checked in
 	$(LIBTAILSCALE)/sys/gen.sh
 	src/api/gen.sh
 	UPDATE_GOLDEN=1 $(CARGO) test --test tests manifests::the_crds

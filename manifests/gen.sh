@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Makes manifests/install.yaml and manifests/uninstall.yaml from the chart. Called by `make gen`.
-# `gen.sh DIRECTORY` writes them there instead. HELM names another helm than the one it builds.
+# `gen.sh DIRECTORY` writes them there instead. HELM names another helm than that of `make helm`.
 set -euo pipefail
 
-version=v4.3.1
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=${1:-$root/manifests}
 helm=${HELM:-$root/.tools/bin/helm}
 
-[ -x "$helm" ] || GOBIN=$root/.tools/bin GOFLAGS=-mod=mod go install -trimpath "helm.sh/helm/v4/cmd/helm@$version"
+[ -x "$helm" ] || make -C "$root" helm
 
 # Without what templates leave behind.
 render() {

@@ -6,7 +6,7 @@ mod discovery;
 pub use discovery::PodMeter;
 
 use prometheus_client::{
-    encoding::{EncodeLabelSet, text::encode},
+    encoding::{EncodeLabelSet, LabelSetEncoder, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::{Registry, Unit},
 };
@@ -62,6 +62,10 @@ struct ApiLabels {
     operation: &'static str,
     code: String,
 }
+
+/// Of what is told only where it is counted at all.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct NoLabels {}
 
 /// All metrics of the process.
 #[derive(Clone)]
@@ -119,6 +123,12 @@ pub struct ConnectionMeter {
 
 /// Bytes moved so far, received and sent, read at any time.
 pub type ReadBytes = Box<dyn Fn() -> (u64, u64) + Send + Sync>;
+
+impl EncodeLabelSet for NoLabels {
+    fn encode(&self, _: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
+        Ok(())
+    }
+}
 
 // === impl Metrics ===
 

@@ -12,6 +12,7 @@
 )]
 
 mod cluster;
+mod discovery;
 mod floors;
 mod golden;
 mod index;

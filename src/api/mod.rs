@@ -34,6 +34,10 @@ pub const CERTIFICATE_OPTION: &str = "gateway.tailscale.com/certificate";
 /// Key of `tls.options` that lists the protocols offered by ALPN.
 pub const ALPN_OPTION: &str = "gateway.tailscale.com/alpn";
 
+/// Key of a state Secret under which a pod tells how its node stands: JSON of
+/// [`NodeReport`](crate::model::NodeReport).
+pub const STATE_REPORT: &str = "report";
+
 /// An object of a kind that tailway reads.
 #[derive(Clone, Debug)]
 pub enum Object {

@@ -10,17 +10,17 @@ use crate::{
     check,
     controller::{
         AuthorityKeeper, Classes, Clients, Defaults, Engine, Events, Follower, Gateways,
-        GatewaysSettings, Minter, Owned, Site, World, Writer,
+        GatewaysSettings, KeepError, Minter, Owned, Site, World, Writer,
     },
     discovery::{self, Publisher, Server, ServerIdentity, ServerSettings, TokenReviewer},
     drain::Drain,
     metrics::Metrics,
     source::{ClusterSettings, Watches, watch_cluster},
 };
-use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
 use kube::{
     Api, Client,
-    api::{Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams},
 };
 use kube_lease_manager::{LeaseManager, LeaseManagerBuilder, LeaseManagerError};
 use serde_json::json;
@@ -53,6 +53,12 @@ pub enum ControllerError {
     Ended(&'static str),
     #[error("another replica has the lease now: starting anew")]
     LeaseLost,
+    #[error("{0} came before all was cleaned up")]
+    Interrupted(&'static str),
+    #[error(transparent)]
+    Authority(#[from] KeepError),
+    #[error("the lease {name} cannot be removed: {error}")]
+    LeaseStays { name: String, error: kube::Error },
 }
 
 /// How long the lease lasts without being renewed, and how long before its end that is tried.
@@ -143,9 +149,7 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         "the watch of the workloads"
     });
     let drain = Drain::default();
-    if !arguments.cleanup {
-        serve_snapshots(&arguments, &parts, listener, metrics, &drain, &mut tasks);
-    }
+    serve_snapshots(&arguments, &parts, listener, metrics, &drain, &mut tasks);
 
     let mut lease = None;
     let result = tokio::select! {
@@ -156,15 +160,16 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         result = lead(&arguments, &parts, &mut lease) => result,
         name = signals.next() => {
             tracing::info!(signal = name, "stopping");
-            Ok(())
+            match arguments.cleanup {
+                true => Err(ControllerError::Interrupted(name)),
+                false => Ok(()),
+            }
         }
     };
     drain.stop();
     tokio::time::timeout(FAREWELL, async {
         // The server of snapshots ends by itself, the others do not.
-        while !arguments.cleanup
-            && let Some(ended) = tasks.join_next().await
-        {
+        while let Some(ended) = tasks.join_next().await {
             if matches!(ended, Ok(SNAPSHOTS)) {
                 return;
             }
@@ -176,7 +181,28 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         // Nobody watches it any more, so it is being released; the next leader need not wait.
         tokio::time::timeout(FAREWELL, lease).await.ok();
     }
+    if arguments.cleanup && result.is_ok() {
+        drop(tasks);
+        forget(&arguments, &parts).await?;
+    }
     result
+}
+
+/// Removes what the controller made for itself.
+async fn forget(arguments: &ControllerArguments, parts: &Parts) -> Result<(), ControllerError> {
+    let namespace = &arguments.namespace;
+    let keeper = AuthorityKeeper::new(parts.client.clone(), namespace, Vec::new());
+    keeper.remove().await?;
+    let leases: Api<Lease> = Api::namespaced(parts.client.clone(), namespace);
+    let name = &arguments.lease;
+    match leases.delete(name, &DeleteParams::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(ControllerError::LeaseStays {
+            name: name.clone(),
+            error,
+        }),
+        Ok(_) => Ok(()),
+    }
 }
 
 type LeaseTask = JoinHandle<Result<LeaseManager, LeaseManagerError>>;
@@ -216,7 +242,11 @@ fn serve_snapshots(
         metrics,
         ServerSettings::default(),
     );
-    let keeper = authority(arguments, parts);
+    let keeper = AuthorityKeeper::new(
+        parts.client.clone(),
+        &arguments.namespace,
+        vec![discovery_host(arguments)],
+    );
     let drain = drain.clone();
     let mut worlds = parts.worlds.clone();
     tasks.spawn(async move {
@@ -232,14 +262,6 @@ fn serve_snapshots(
         }
         SNAPSHOTS
     });
-}
-
-fn authority(arguments: &ControllerArguments, parts: &Parts) -> AuthorityKeeper {
-    AuthorityKeeper::new(
-        parts.client.clone(),
-        &arguments.namespace,
-        vec![discovery_host(arguments)],
-    )
 }
 
 fn discovery_host(arguments: &ControllerArguments) -> String {
@@ -347,8 +369,7 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
     if arguments.cleanup {
         gateways.clean_up(worlds.clone(), owned).await;
-        classes.clean_up(worlds).await;
-        return authority(arguments, parts).remove().await;
+        return classes.release(worlds).await;
     }
     tokio::select! {
         never = gateways.run(worlds, owned) => match never {},

@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     admin::{self, Admin},
+    api::STATE_REPORT,
     args::ProxyArguments,
     discovery::{ClientSettings, ClientTiming, KeyError, Received, Subscription, subscribe},
     drain::Drain,
@@ -35,9 +36,6 @@ pub enum ProxyError {
     #[error(transparent)]
     Signals(#[from] SignalError),
 }
-
-/// Key of the state Secret that the controller reads.
-const REPORT: &str = "report";
 
 /// How long a node may be without a login before it is given another key: joining takes a moment.
 const LOGIN_PATIENCE: Duration = Duration::from_secs(5);
@@ -253,7 +251,7 @@ impl Pod {
     fn report(&self, report: &NodeReport) {
         let written = serde_json::to_vec(report)
             .map_err(std::io::Error::other)
-            .and_then(|json| self.store.put(REPORT, &json));
+            .and_then(|json| self.store.put(STATE_REPORT, &json));
         if let Err(error) = written {
             tracing::warn!(%error, "the controller cannot be told how the node stands");
         }

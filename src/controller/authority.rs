@@ -105,18 +105,16 @@ impl AuthorityKeeper {
         }
     }
 
-    /// Removes it, as there are no pods any more.
-    pub async fn remove(&self) {
+    /// Removes it, for good.
+    ///
+    /// # Errors
+    /// When it is still there.
+    pub async fn remove(&self) -> Result<(), KeepError> {
         let parameters = DeleteParams::default();
-        let secret = self.secrets.delete(AUTHORITY, &parameters).await.map(drop);
-        let map = self.config_maps.delete(AUTHORITY, &parameters).await;
-        for (kind, deleted) in [("Secret", secret), ("ConfigMap", map.map(drop))] {
-            match deleted {
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => tracing::warn!(kind, %error, "{AUTHORITY} is left behind"),
-                Ok(()) => {}
-            }
-        }
+        let secret = self.secrets.delete(AUTHORITY, &parameters).await;
+        gone("Secret", secret)?;
+        let config_map = self.config_maps.delete(AUTHORITY, &parameters).await;
+        gone("ConfigMap", config_map)
     }
 
     async fn write(&self, data: &SecretData, version: Option<String>) -> kube::Result<()> {
@@ -163,6 +161,14 @@ impl AuthorityKeeper {
         let patch = Patch::Apply(map);
         let patched = self.config_maps.patch(AUTHORITY, &parameters, &patch).await;
         patched.map(drop)
+    }
+}
+
+fn gone<T>(kind: &'static str, deleted: kube::Result<T>) -> Result<(), KeepError> {
+    match deleted {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        Err(error) => Err(KeepError::Write { kind, error }),
+        Ok(_) => Ok(()),
     }
 }
 

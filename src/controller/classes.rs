@@ -138,6 +138,34 @@ impl Classes {
         }
     }
 
+    /// Lets all classes go, whoever uses them; ends when no class is held any more.
+    pub async fn release(self, mut worlds: watch::Receiver<Arc<World>>) {
+        loop {
+            let world = worlds.borrow_and_update().clone();
+            let held: Vec<_> = world
+                .subjects
+                .classes
+                .values()
+                .filter(|class| class.spec.controller_name == CONTROLLER)
+                .filter(|class| class.finalizers().iter().any(|f| f == IN_USE))
+                .collect();
+            if world.listed && held.is_empty() {
+                return;
+            }
+            for class in held {
+                if let Err(error) = self.keep(class, false).await {
+                    tracing::warn!(class = class.name_any(), %error, "its finalizer could not be removed");
+                }
+            }
+            tokio::select! {
+                changed = worlds.changed() => if changed.is_err() {
+                    return;
+                },
+                () = tokio::time::sleep(FIRST_RETRY) => {}
+            }
+        }
+    }
+
     async fn look(&mut self, world: &World) {
         let classes = &world.subjects.classes;
         let ours = classes
@@ -187,30 +215,6 @@ impl Classes {
             // Its new version is on the way, or it is gone.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             other => other.map(drop),
-        }
-    }
-
-    /// Lets all classes go, as no Gateway is ours any more. Ends when that is seen.
-    pub async fn clean_up(&self, mut worlds: watch::Receiver<Arc<World>>) {
-        loop {
-            let world = worlds.borrow_and_update().clone();
-            let classes = world.subjects.classes.values();
-            let held: Vec<_> = classes
-                .filter(|class| class.spec.controller_name == CONTROLLER)
-                .filter(|class| class.finalizers().iter().any(|f| f == IN_USE))
-                .collect();
-            if held.is_empty() {
-                return;
-            }
-            for class in held {
-                if let Err(error) = self.keep(class, false).await {
-                    tracing::warn!(class = class.name_any(), %error, "its finalizer could not be written");
-                }
-            }
-            tokio::select! {
-                changed = worlds.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep(FIRST_RETRY) => {}
-            }
         }
     }
 

@@ -4,21 +4,16 @@ use super::{
     classes::{Clients, jitter},
     events::Events,
     labels,
-    owned::{Owned, Workload},
-    parameters::{Defaults, Parameters, parameters},
-    removal::{Removal, Removed},
+    owned::Owned,
+    parameters::Defaults,
+    removal::Removed,
+    steps::{Applied, Case, Known, Step, has_finalizer},
     workload::{Site, WorkloadInput, kinds},
     world::World,
     writer::FIELD_MANAGER,
 };
 use crate::{
-    api::{
-        CONTROLLER,
-        gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
-        tailnets::NameConflict,
-    },
-    metrics::Metrics,
-    model::{ObjectName, TailnetState},
+    api::gateway_api::gateways::Gateway, metrics::Metrics, model::ObjectName,
     tailnet::api::ApiError,
 };
 use kube::{
@@ -91,46 +86,8 @@ pub(super) struct Shared {
     permits: Semaphore,
 }
 
-/// What is remembered of a Gateway.
-#[derive(Debug, Default)]
-struct Known {
-    /// Fingerprint of the objects that were applied, and the StatefulSet's generation then.
-    applied: Option<(String, Option<i64>)>,
-    failures: u32,
-    retry_at: Option<Instant>,
-    /// Since when it is being removed although its object stays.
-    released: Option<jiff::Timestamp>,
-    /// Generation of the Gateway, and whether it is being deleted: what failed before it became
-    /// another may work now.
-    seen: Option<(Option<i64>, bool)>,
-}
-
-/// What is to be done for a Gateway now.
-#[derive(Debug)]
-enum Step {
-    Apply {
-        input: Box<WorkloadInput>,
-        fingerprint: String,
-    },
-    /// It cannot be served any more: its pod ends, its node stays.
-    Stop(String),
-    Remove(Box<Removal>),
-    /// StatefulSet and Secret are to remember the nodes.
-    Record {
-        set: String,
-        secret: String,
-        node_ids: String,
-    },
-    /// An earlier node of the Gateway may hold its name.
-    TakeBack {
-        devices: Vec<String>,
-        current: String,
-        wanted: String,
-    },
-}
-
 enum Done {
-    Applied(String, Option<i64>),
+    Applied(Box<Applied>),
     Removed(Removed),
     Stopped,
     Recorded,
@@ -224,8 +181,15 @@ impl Gateways {
             if known.retry_at.is_some_and(|at| at > now) {
                 continue;
             }
-            let workload = owned.workloads.get(&name);
-            if let Some(step) = step(&self.shared, world, &name, gateway, workload, known) {
+            known.retry_at = None;
+            let case = Case {
+                settings: &self.shared.settings,
+                world,
+                name: &name,
+                gateway: gateway.map(Arc::as_ref),
+                workload: owned.workloads.get(&name),
+            };
+            if let Some(step) = case.step(known) {
                 let (shared, gateway) = (Arc::clone(&self.shared), gateway.cloned());
                 self.busy.insert(name.clone());
                 self.running.spawn(async move {
@@ -248,9 +212,7 @@ impl Gateways {
                 known.failures = 0;
                 known.retry_at = None;
                 match done {
-                    Done::Applied(fingerprint, generation) => {
-                        known.applied = Some((fingerprint, generation));
-                    }
+                    Done::Applied(applied) => known.applied = Some(*applied),
                     Done::Stopped => known.applied = None,
                     Done::Removed(removed) => {
                         known.applied = None;
@@ -290,10 +252,8 @@ impl Gateways {
                 owned.borrow_and_update().clone(),
             );
             if world.listed && there.listed {
-                let has_finalizer =
-                    |gateway: &Arc<Gateway>| gateway.finalizers().iter().any(|f| f == FINALIZER);
-                let gateways = world.subjects.gateways.values();
-                if there.workloads.is_empty() && !gateways.into_iter().any(has_finalizer) {
+                let mut gateways = world.subjects.gateways.values();
+                if there.workloads.is_empty() && !gateways.any(|gateway| has_finalizer(gateway)) {
                     return;
                 }
                 self.look(&world, &there);
@@ -303,205 +263,15 @@ impl Gateways {
     }
 
     fn next_retry(&self) -> Option<Instant> {
-        self.known.values().filter_map(|known| known.retry_at).min()
+        let times = self.known.values();
+        let times = times.flat_map(|known| [known.retry_at, known.look_at]);
+        times.flatten().min()
     }
 }
-
-impl Step {
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Apply { .. } => "apply",
-            Self::Stop(_) => "stop",
-            Self::Remove(_) => "remove",
-            Self::Record { .. } => "record",
-            Self::TakeBack { .. } => "take_back",
-        }
-    }
-}
-
-impl Known {
-    fn see(&mut self, gateway: Option<&Arc<Gateway>>) {
-        let seen = gateway.map(|gateway| {
-            let metadata = &gateway.metadata;
-            (metadata.generation, metadata.deletion_timestamp.is_some())
-        });
-        if self.seen != seen {
-            self.seen = seen;
-            self.failures = 0;
-            self.retry_at = None;
-        }
-    }
-}
-
-/// What is to be done for one Gateway; `None` when all is as it should be.
-fn step(
-    shared: &Shared,
-    world: &World,
-    name: &ObjectName,
-    gateway: Option<&Arc<Gateway>>,
-    workload: Option<&Workload>,
-    known: &mut Known,
-) -> Option<Step> {
-    known.retry_at = None;
-    let Some(gateway) = gateway else {
-        let since = *known.released.get_or_insert_with(jiff::Timestamp::now);
-        return workload.map(|workload| shared.removal(world, name, None, Some(workload), since));
-    };
-    let has_finalizer = gateway.finalizers().iter().any(|f| f == FINALIZER);
-    let class = world
-        .subjects
-        .classes
-        .get(&ObjectName::new("", &gateway.spec.gateway_class_name))
-        .filter(|class| class.spec.controller_name == CONTROLLER && !shared.settings.cleanup);
-    let deleted = gateway.metadata.deletion_timestamp.as_ref().map(|t| t.0);
-    let (Some(class), None) = (class, deleted) else {
-        if !has_finalizer && workload.is_none() {
-            return None;
-        }
-        let since =
-            deleted.unwrap_or_else(|| *known.released.get_or_insert_with(jiff::Timestamp::now));
-        return Some(shared.removal(world, name, Some(gateway), workload, since));
-    };
-    known.released = None;
-    let set = workload.and_then(|workload| workload.stateful_set.as_ref());
-    let Some(snapshot) = world.outcome.snapshots.get(name) else {
-        return set.map(|set| Step::Stop(set.name.clone()));
-    };
-    // Without usable parameters nothing is made, and what is there stays as it is.
-    let parameters = parameters(class, world, &shared.settings.defaults).ok();
-    if let Some(parameters) = &parameters {
-        let input = shared.input(
-            gateway,
-            name,
-            class,
-            parameters,
-            snapshot.node.name.as_str(),
-        );
-        let fingerprint = input.fingerprint();
-        let generation = set.map(|set| set.generation);
-        let is_there = set.is_some()
-            && workload.is_some_and(|workload| workload.secret.is_some())
-            && has_finalizer
-            && known.applied.as_ref().is_some_and(|(applied, at)| {
-                *applied == fingerprint && (at.is_none() || *at == generation)
-            });
-        if !is_there {
-            return Some(Step::Apply {
-                input: Box::new(input),
-                fingerprint,
-            });
-        }
-    }
-    node_step(
-        gateway,
-        snapshot.node.name.as_str(),
-        workload?,
-        parameters.as_ref(),
-    )
-}
-
-/// What the node of a workload that is as it should be asks for.
-fn node_step(
-    gateway: &Gateway,
-    wanted: &str,
-    workload: &Workload,
-    parameters: Option<&Parameters>,
-) -> Option<Step> {
-    let set = workload.stateful_set.as_ref()?;
-    let secret = workload.secret.as_ref()?;
-    let report = secret.report.as_ref()?;
-    if report.node_id.is_empty() {
-        return None;
-    }
-    let node_ids = workload.node_ids();
-    if workload
-        .recorded()
-        .iter()
-        .any(|recorded| *recorded != node_ids)
-    {
-        let node_ids: Vec<_> = node_ids.into_iter().collect();
-        return Some(Step::Record {
-            set: set.name.clone(),
-            secret: secret.name.clone(),
-            node_ids: node_ids.join(","),
-        });
-    }
-    let takes_back = match gateway.annotations().get(NAME_CONFLICT).map(String::as_str) {
-        Some(policy) => policy == "TakeBack",
-        None => parameters.is_some_and(|p| p.name_conflict == NameConflict::TakeBack),
-    };
-    if !takes_back || report.tailnet.state != TailnetState::NameTaken {
-        return None;
-    }
-    let others = node_ids.into_iter().filter(|id| *id != report.node_id);
-    let devices: Vec<_> = others.collect();
-    (!devices.is_empty()).then(|| Step::TakeBack {
-        devices,
-        current: report.node_id.clone(),
-        wanted: wanted.into(),
-    })
-}
-
-/// Annotation of a Gateway that overrides its class: `Keep` or `TakeBack`.
-const NAME_CONFLICT: &str = "tailway.michaelbeaumont.github.io/name-conflict";
 
 // === impl Shared ===
 
 impl Shared {
-    fn input(
-        &self,
-        gateway: &Gateway,
-        name: &ObjectName,
-        class: &GatewayClass,
-        parameters: &Parameters,
-        hostname: &str,
-    ) -> WorkloadInput {
-        let infrastructure = gateway.spec.infrastructure.as_ref();
-        let labels = infrastructure.and_then(|i| i.labels.clone());
-        let annotations = infrastructure.and_then(|i| i.annotations.clone());
-        WorkloadInput {
-            gateway: name.clone(),
-            class: class.name_any(),
-            hostname: hostname.into(),
-            labels: labels.unwrap_or_default(),
-            annotations: annotations.unwrap_or_default(),
-            proxy: parameters.proxy.clone(),
-            control_url: parameters.control_url.clone(),
-            ephemeral: parameters.ephemeral,
-            site: self.settings.site.clone(),
-        }
-    }
-
-    fn removal(
-        &self,
-        world: &World,
-        name: &ObjectName,
-        gateway: Option<&Arc<Gateway>>,
-        workload: Option<&Workload>,
-        since: jiff::Timestamp,
-    ) -> Step {
-        let workload = workload.cloned().unwrap_or_default();
-        // The class that it was made for: the Gateway may have another by now.
-        let class = workload.class().cloned();
-        let class =
-            class.or_else(|| gateway.map(|gateway| gateway.spec.gateway_class_name.clone()));
-        let object = class.as_ref().and_then(|class| {
-            let object = world.subjects.classes.get(&ObjectName::new("", class));
-            object.cloned()
-        });
-        let parameters = object
-            .as_ref()
-            .and_then(|class| parameters(class, world, &self.settings.defaults).ok());
-        Step::Remove(Box::new(Removal {
-            gateway: name.clone(),
-            class,
-            class_object: object,
-            parameters,
-            workload,
-            since,
-        }))
-    }
-
     async fn take(
         &self,
         step: Step,
@@ -509,12 +279,16 @@ impl Shared {
         gateway: Option<&Gateway>,
     ) -> Result<Done, Failure> {
         match step {
-            Step::Apply { input, fingerprint } => {
+            Step::Apply(input) => {
                 if let Some(gateway) = gateway {
                     self.add_finalizer(name, gateway).await?;
                 }
                 let generation = self.apply(&input).await?;
-                Ok(Done::Applied(fingerprint, generation))
+                Ok(Done::Applied(Box::new(Applied {
+                    input: *input,
+                    generation,
+                    at: Instant::now(),
+                })))
             }
             Step::Stop(set) => {
                 self.delete_set(&set).await?;
@@ -584,13 +358,14 @@ impl Shared {
         Ok(generation)
     }
 
-    pub(super) async fn delete_set(&self, name: &str) -> Result<(), Failure> {
+    /// Whether there was one.
+    pub(super) async fn delete_set(&self, name: &str) -> Result<bool, Failure> {
         let [sets, ..] = kinds();
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &self.settings.site.namespace, &sets);
         match api.delete(name, &DeleteParams::background()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
             Err(error) => Err(failed("StatefulSet", name, error)),
         }
     }
@@ -611,7 +386,7 @@ impl Shared {
     }
 
     async fn add_finalizer(&self, name: &ObjectName, gateway: &Gateway) -> Result<(), Failure> {
-        if gateway.finalizers().iter().any(|f| f == FINALIZER) {
+        if has_finalizer(gateway) {
             return Ok(());
         }
         let mut finalizers = gateway.finalizers().to_vec();

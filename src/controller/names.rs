@@ -82,7 +82,7 @@ fn is_label(text: &str) -> bool {
 }
 
 /// The first digits of a SHA-256, which does not change between versions of this program.
-pub(super) fn hash(text: &str) -> String {
+fn hash(text: &str) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
     let mut digits = String::with_capacity(DIGITS);
     for byte in &digest.as_ref()[..DIGITS / 2] {

@@ -4,6 +4,7 @@ use super::{
     labels::{self, GATEWAY_NAME, GATEWAY_NAMESPACE, MANAGED_BY, MANAGER},
     world::Note,
 };
+use crate::api::STATE_REPORT;
 use crate::model::{NodeReport, ObjectName, Programmed, Unready};
 use futures_util::{Stream, StreamExt, stream::SelectAll};
 use k8s_openapi::{
@@ -28,9 +29,6 @@ use std::{
     sync::Arc,
 };
 use tokio::sync::{mpsc, watch};
-
-/// Key of a state Secret that holds the pod's [`NodeReport`] as JSON.
-pub const REPORT: &str = "report";
 
 /// What is there of the Gateways' workloads.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -114,7 +112,7 @@ impl Follower {
         events.push(self.events::<StatefulSet>(Seen::Set));
         events.push(self.events::<Pod>(Seen::Pod));
         events.push(self.events::<Secret>(Seen::Secret));
-        let mut failing = false;
+        let (mut failing, mut told) = (false, false);
         loop {
             let Some(event) = events.next().await else {
                 std::future::pending::<()>().await;
@@ -136,6 +134,11 @@ impl Follower {
             self.owned.listed = self.listed == [true; 3];
             if self.owned.listed {
                 self.tell().await;
+                if !told {
+                    told = true;
+                    // Without a receiver the process is on its way out.
+                    let _ = self.notes.send(Note::Listed).await;
+                }
                 published.send_if_modified(|current| {
                     let changed = **current != self.owned;
                     if changed {
@@ -357,7 +360,11 @@ impl Set {
 
 impl StateSecret {
     fn put(secret: &Secret, workload: &mut Workload) {
-        let report = secret.data.as_ref().and_then(|data| data.get(REPORT));
+        workload.secret = Some(Self::of(secret));
+    }
+
+    pub(super) fn of(secret: &Secret) -> Self {
+        let report = secret.data.as_ref().and_then(|data| data.get(STATE_REPORT));
         let report = report.and_then(|bytes| match serde_json::from_slice(&bytes.0) {
             Ok(report) => Some(report),
             Err(error) => {
@@ -365,11 +372,11 @@ impl StateSecret {
                 None
             }
         });
-        workload.secret = Some(Self {
+        Self {
             name: secret.name_any(),
             report,
             annotations: secret.annotations().clone(),
-        });
+        }
     }
 }
 

@@ -3,20 +3,21 @@
 use super::{
     events::Weight,
     gateways::{Failure, Shared, failed},
+    labels::{MANAGED_BY, MANAGER},
     names::{key_description, workload_name},
-    owned::Workload,
+    owned::{StateSecret, Workload},
     parameters::Parameters,
-    workload::{kinds, object_name},
+    workload::{kinds, object_name, state_secret},
 };
 use crate::{
     api::gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
 };
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
-    Api,
-    api::{DeleteParams, DynamicObject},
+    Api, ResourceExt,
+    api::{DeleteParams, DynamicObject, ListParams},
 };
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -48,20 +49,14 @@ impl Shared {
         removal: &Removal,
         gateway: Option<&Gateway>,
     ) -> Result<Removed, Failure> {
-        let workload = &removal.workload;
-        if let Some(set) = &workload.stateful_set {
-            self.delete_set(&set.name).await?;
+        // The watch may lag behind what was made a moment ago, and nothing may be overlooked here.
+        let workload = workload_name(&removal.gateway);
+        if self.delete_set(&workload).await? || self.delete_pods(&workload).await? {
             return Ok(Removed::Waiting);
         }
-        for (name, pod) in &workload.pods {
-            // Its StatefulSet takes it along, unless it was an orphan.
-            if !pod.ending {
-                self.delete_pod(name).await?;
-            }
-        }
-        if !workload.pods.is_empty() {
-            return Ok(Removed::Waiting);
-        }
+        let mut removal = removal.clone();
+        removal.workload.secret = self.state_of(&workload).await?.or(removal.workload.secret);
+        let removal = &removal;
         if let Err(error) = self.remove_from_tailnet(removal).await {
             let waited = jiff::Timestamp::now().duration_since(removal.since);
             if waited.unsigned_abs() < self.settings.removal_patience {
@@ -72,6 +67,38 @@ impl Shared {
         self.remove_objects(&removal.gateway).await?;
         tracing::info!(gateway = %removal.gateway, "removed");
         Ok(Removed::All)
+    }
+
+    /// Whether there are pods yet. Those that no StatefulSet takes along are ended.
+    async fn delete_pods(&self, workload: &str) -> Result<bool, Failure> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.settings.site.namespace);
+        let labels = format!("app.kubernetes.io/instance={workload},{MANAGED_BY}={MANAGER}");
+        let pods = api
+            .list_metadata(&ListParams::default().labels(&labels))
+            .await
+            .map_err(|error| failed("Pod", workload, error))?;
+        for pod in &pods.items {
+            if pod.metadata.deletion_timestamp.is_some() || !pod.owner_references().is_empty() {
+                continue;
+            }
+            let name = pod.name_any();
+            match api.delete(&name, &DeleteParams::default()).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => return Err(failed("Pod", &name, error)),
+            }
+        }
+        Ok(!pods.items.is_empty())
+    }
+
+    async fn state_of(&self, workload: &str) -> Result<Option<StateSecret>, Failure> {
+        let secrets: Api<Secret> =
+            Api::namespaced(self.client.clone(), &self.settings.site.namespace);
+        let name = state_secret(workload);
+        let secret = secrets.get_opt(&name).await;
+        secret
+            .map(|secret| secret.as_ref().map(StateSecret::of))
+            .map_err(|error| failed("Secret", &name, error))
     }
 
     async fn remove_from_tailnet(&self, removal: &Removal) -> Result<(), ApiError> {
@@ -172,15 +199,6 @@ impl Shared {
         if let Some(class) = &removal.class_object {
             let note = format!("Gateway {}: {note}", removal.gateway);
             self.events.tell(&**class, weight, reason, note).await;
-        }
-    }
-
-    async fn delete_pod(&self, name: &str) -> Result<(), Failure> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.settings.site.namespace);
-        match api.delete(name, &DeleteParams::default()).await {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-            Err(error) => Err(failed("Pod", name, error)),
         }
     }
 

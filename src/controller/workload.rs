@@ -2,7 +2,7 @@
 
 use super::{
     labels,
-    names::{hash, label_value, workload_name},
+    names::{label_value, workload_name},
 };
 use crate::{api::tailnets::ProxySettings, model::ObjectName};
 use k8s_openapi::{
@@ -128,12 +128,6 @@ impl WorkloadInput {
         }
         made.push(self.made(&set, &name, self.stateful_set(&name)));
         made
-    }
-
-    /// Tells whether two inputs make the same objects.
-    pub fn fingerprint(&self) -> String {
-        let objects: Vec<_> = self.objects().into_iter().map(|made| made.object).collect();
-        hash(&Value::from(objects).to_string())
     }
 
     fn made(&self, resource: &ApiResource, name: &str, body: Value) -> Made {

@@ -39,6 +39,8 @@ pub enum Note {
     Report(ObjectName, Option<NodeReport>),
     /// What became of the parameters of a GatewayClass.
     Verdict(String, Verdict),
+    /// All reports that there are have been told.
+    Listed,
 }
 
 /// Owns the index: takes in changes, and publishes a [`World`] after each burst of them.
@@ -52,7 +54,8 @@ pub struct Engine {
     workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Classes whose parameters this replica has tried.
     judged: BTreeMap<String, Verdict>,
-    listed: bool,
+    objects_listed: bool,
+    reports_listed: bool,
 }
 
 /// One evaluation is for all that happens with pauses shorter than this,
@@ -76,7 +79,8 @@ impl Engine {
             credentials_shared: Arc::default(),
             workloads: Arc::default(),
             judged: BTreeMap::new(),
-            listed: false,
+            objects_listed: false,
+            reports_listed: false,
         }
     }
 
@@ -96,7 +100,7 @@ impl Engine {
                 _ = notes.recv_many(&mut some_notes, BATCH) => {}
                 () = until(due) => {
                     since = None;
-                    if self.listed {
+                    if self.is_listed() {
                         world.send_replace(Arc::new(self.evaluate()));
                     }
                     continue;
@@ -107,11 +111,15 @@ impl Engine {
                 .drain(..)
                 .for_each(|change| self.change(change));
             some_notes.drain(..).for_each(|note| self.note(note));
-            if since.is_some_and(|since| since.elapsed() >= PATIENCE) && self.listed {
+            if since.is_some_and(|since| since.elapsed() >= PATIENCE) && self.is_listed() {
                 since = None;
                 world.send_replace(Arc::new(self.evaluate()));
             }
         }
+    }
+
+    fn is_listed(&self) -> bool {
+        self.objects_listed && self.reports_listed
     }
 
     fn evaluate(&mut self) -> World {
@@ -126,7 +134,7 @@ impl Engine {
             subjects: self.index.subjects(),
             credentials: Arc::clone(&self.credentials_shared),
             workloads: Arc::clone(&self.workloads),
-            listed: self.listed,
+            listed: self.is_listed(),
         }
     }
 
@@ -151,7 +159,7 @@ impl Engine {
                 self.forget(&key);
                 self.index.delete(&key);
             }
-            Change::Listed => self.listed = true,
+            Change::Listed => self.objects_listed = true,
         }
     }
 
@@ -163,6 +171,7 @@ impl Engine {
                 self.judged.insert(class.clone(), verdict.clone());
                 self.index.judge(class, verdict);
             }
+            Note::Listed => self.reports_listed = true,
         }
     }
 

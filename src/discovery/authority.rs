@@ -74,6 +74,8 @@ const NEXT: (&str, &str) = ("next-ca.crt", "next-ca.key");
 const PREVIOUS: &str = "previous-ca.crt";
 const SERVER: (&str, &str) = ("tls.crt", "tls.key");
 
+const SUCCEEDED: &str = "signs with the next CA from now on";
+
 /// Looks after the CA and the server's certificate. `held` is what the Secret holds, empty when
 /// there is none; what cannot be used in it is made anew. `names` are those by which pods reach the
 /// server: DNS names or IP addresses. To be called every hour or so.
@@ -86,57 +88,106 @@ pub fn maintain(
     now: SystemTime,
 ) -> Result<Authority, AuthorityError> {
     let mut changes = Vec::new();
-    let current = Pair::read(held, CA).filter(|pair| pair.is_valid(now));
-    let mut next = Pair::read(held, NEXT).filter(|pair| pair.is_valid(now));
-    let mut previous = held.get(PREVIOUS).cloned().filter(|pem| is_valid(pem, now));
-    let mut ca = match current.or_else(|| next.take()) {
-        Some(ca) => ca,
-        None => {
-            changes.push("made a CA");
-            Pair::ca(now)?
-        }
-    };
-    if next.is_none() && ca.left(now) < CA_RENEWAL {
-        changes.push("made the next CA");
-        next = Some(Pair::ca(now)?);
-    }
-    let due = |next: &Pair| next.age(now) >= OVERLAP + BACKDATE || ca.left(now) < DAY;
-    if let Some(successor) = next.take_if(|next| due(next)) {
-        changes.push("signs with the next CA from now on");
-        previous = Some(std::mem::replace(&mut ca, successor).chain);
-    }
+    let cas = Cas::read(held, now, &mut changes)?.rotate(now, &mut changes)?;
     let server = match Pair::read(held, SERVER) {
-        Some(server) if server.left(now) >= SERVER_RENEWAL && server.is_for(names, &ca, now) => {
+        Some(server)
+            if server.left(now) >= SERVER_RENEWAL && server.is_for(names, &cas.current, now) =>
+        {
             server
         }
         _ => {
             changes.push("made a server certificate");
-            Pair::server(names, &ca, now)?
+            Pair::server(names, &cas.current, now)?
         }
     };
-    let mut bundle = ca.chain.clone();
-    bundle.extend(next.iter().flat_map(|next| &next.chain));
-    bundle.extend(previous.iter().flatten());
-    let certificate = server.certificate.clone();
+    let (bundle, certificate) = (cas.bundle(), server.certificate.clone());
     let mut data = SecretData::new();
-    ca.write(&mut data, CA);
+    cas.write(&mut data);
     server.write(&mut data, SERVER);
-    if let Some(next) = next {
-        next.write(&mut data, NEXT);
-    }
-    if let Some(previous) = previous {
-        data.insert(PREVIOUS.into(), previous);
-    }
     if changes.is_empty() && data != *held {
         changes.push("removed what is of no use");
     }
     Ok(Authority {
         data,
         changes,
-        // PEM is ASCII.
-        bundle: String::from_utf8_lossy(&bundle).into_owned(),
+        bundle,
         certificate,
     })
+}
+
+/// The CAs that are trusted.
+struct Cas {
+    /// Signs.
+    current: Pair,
+    /// Will sign.
+    next: Option<Pair>,
+    /// Has signed, PEM.
+    previous: Option<Vec<u8>>,
+}
+
+impl Cas {
+    /// What is valid of what is held, or a new one.
+    fn read(
+        held: &SecretData,
+        now: SystemTime,
+        changes: &mut Vec<&'static str>,
+    ) -> Result<Self, AuthorityError> {
+        let valid = |keys| Pair::read(held, keys).filter(|pair| pair.is_valid(now));
+        let previous = held.get(PREVIOUS).cloned();
+        let (current, next) = match (valid(CA), valid(NEXT)) {
+            (Some(current), next) => (current, next),
+            (None, Some(next)) => {
+                changes.push(SUCCEEDED);
+                (next, None)
+            }
+            (None, None) => {
+                changes.push("made a CA");
+                (Pair::ca(now)?, None)
+            }
+        };
+        Ok(Self {
+            current,
+            next,
+            previous: previous.filter(|pem| is_valid(pem, now)),
+        })
+    }
+
+    /// Makes the next CA in time, and puts it in the place of the current one in time.
+    fn rotate(
+        mut self,
+        now: SystemTime,
+        changes: &mut Vec<&'static str>,
+    ) -> Result<Self, AuthorityError> {
+        let left = self.current.left(now);
+        if self.next.is_none() && left < CA_RENEWAL {
+            changes.push("made the next CA");
+            self.next = Some(Pair::ca(now)?);
+        }
+        let is_due = |next: &mut Pair| next.age(now) >= OVERLAP + BACKDATE || left < DAY;
+        if let Some(next) = self.next.take_if(is_due) {
+            changes.push(SUCCEEDED);
+            self.previous = Some(std::mem::replace(&mut self.current, next).chain);
+        }
+        Ok(self)
+    }
+
+    fn bundle(&self) -> String {
+        let next = self.next.iter().map(|next| &next.chain);
+        let all = [&self.current.chain].into_iter().chain(next);
+        let bytes: Vec<_> = all.chain(&self.previous).flatten().copied().collect();
+        // PEM is ASCII.
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn write(self, data: &mut SecretData) {
+        self.current.write(data, CA);
+        if let Some(next) = self.next {
+            next.write(data, NEXT);
+        }
+        if let Some(previous) = self.previous {
+            data.insert(PREVIOUS.into(), previous);
+        }
+    }
 }
 
 /// A certificate and its key, as the Secret has them.

@@ -115,6 +115,8 @@ pub(super) struct Client {
     pub(super) settings: ClientSettings,
     /// What came, also when it could not be used: what comes next follows on it.
     pub(super) held: Resources,
+    /// Whether what is held makes a Snapshot. If not, everything is asked for by the next stream.
+    pub(super) sound: bool,
     pub(super) read: ReadCertificates,
     pub(super) snapshots: watch::Sender<Option<Received>>,
     pub(super) answers: watch::Receiver<Option<Answer>>,
@@ -122,7 +124,7 @@ pub(super) struct Client {
     /// Requests that have no answer yet, oldest first.
     pub(super) waiting: Vec<KeyRequest>,
     link: watch::Sender<Link>,
-    /// What was logged last, so that it is not logged again.
+    /// What was told last, so that it is not told again.
     told: Option<Told>,
 }
 
@@ -179,6 +181,7 @@ pub async fn subscribe(settings: ClientSettings, metrics: Metrics) -> Subscripti
     let client = Client {
         settings,
         held,
+        sound: true,
         read,
         snapshots,
         answers: answers.subscribe(),
@@ -286,6 +289,9 @@ impl Client {
 
     /// One stream, from its beginning to its end. `connected` is when it was accepted.
     async fn follow(&mut self, connected: &mut Option<Instant>) -> SessionError {
+        if !self.sound {
+            self.held.clear();
+        }
         let opened = Session::open(&self.settings, &self.held);
         let timeout = self.settings.timing.connect;
         let mut session = match tokio::time::timeout(timeout, opened).await {
@@ -294,37 +300,36 @@ impl Client {
             Err(_) => return SessionError::Slow(timeout),
         };
         *connected = Some(Instant::now());
-        self.tell(Link::Connected);
+        self.connected();
         session.run(self).await
     }
 
-    pub(super) fn tell(&mut self, link: Link) {
-        let told = match &link {
-            Link::Connecting => return,
-            Link::Connected => Told::Connected,
-            Link::Waiting(_) => Told::Waiting,
-            Link::Lost(_) => Told::Lost(None),
-        };
-        if self.told != Some(told) {
-            match &link {
-                Link::Waiting(message) => tracing::warn!("waiting for the controller: {message}"),
-                _ => tracing::info!(
-                    endpoint = self.settings.endpoint,
-                    "following the controller"
-                ),
-            }
-            self.told = Some(told);
+    pub(super) fn connected(&mut self) {
+        if self.told != Some(Told::Connected) {
+            tracing::info!(
+                endpoint = self.settings.endpoint,
+                "following the controller"
+            );
+            self.told = Some(Told::Connected);
+            self.link.send_replace(Link::Connected);
         }
-        self.link.send_replace(link);
+    }
+
+    pub(super) fn waiting(&mut self, message: String) {
+        if self.told != Some(Told::Waiting) {
+            tracing::warn!("waiting for the controller: {message}");
+            self.told = Some(Told::Waiting);
+            self.link.send_replace(Link::Waiting(message));
+        }
     }
 
     fn lost(&mut self, error: &SessionError, wait: Duration) {
-        let told = Told::Lost(error.code());
+        let told = Told::Lost(error.objection());
         if self.told == Some(told) {
-            tracing::debug!(%error, retry_in = ?wait, "the controller is still away");
+            tracing::debug!(%error, retry_in = ?wait, "still cannot follow the controller");
         } else {
             let serving = self.snapshots.borrow().is_some();
-            tracing::warn!(%error, serving, "the controller is away; what was served is served on");
+            tracing::warn!(%error, serving, "cannot follow the controller; trying again");
             self.told = Some(told);
         }
         self.link.send_replace(Link::Lost(error.to_string()));

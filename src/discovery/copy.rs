@@ -85,8 +85,22 @@ pub(super) fn write(path: &Path, gateway: &ObjectName, copy: &Copy) -> io::Resul
     };
     let body = message.encode_to_vec();
     let temporary = temporary(path);
+    let replaced = fill(&temporary, &body).and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = replaced {
+        // It would take room from the next one.
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    // The new name is on disk only once its directory is.
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => fs::File::open(parent)?.sync_all(),
+        _ => Ok(()),
+    }
+}
+
+fn fill(path: &Path, body: &[u8]) -> io::Result<()> {
     // What a crash left may have another mode.
-    match fs::remove_file(&temporary) {
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
@@ -94,17 +108,11 @@ pub(super) fn write(path: &Path, gateway: &ObjectName, copy: &Copy) -> io::Resul
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&temporary)?;
+        .open(path)?;
     file.write_all(FORMAT)?;
-    file.write_all(digest::digest(&digest::SHA256, &body).as_ref())?;
-    file.write_all(&body)?;
-    file.sync_all()?;
-    fs::rename(&temporary, path)?;
-    // The new name is on disk only once its directory is.
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => fs::File::open(parent)?.sync_all(),
-        _ => Ok(()),
-    }
+    file.write_all(digest::digest(&digest::SHA256, body).as_ref())?;
+    file.write_all(body)?;
+    file.sync_all()
 }
 
 fn temporary(path: &Path) -> PathBuf {

@@ -13,7 +13,10 @@ use std::{
     fmt, io,
     net::SocketAddr,
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -21,6 +24,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep},
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tonic::transport::server::Connected;
@@ -47,13 +51,27 @@ pub struct ServerIdentity {
 /// A pod's connection, one of a limited number.
 pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
-    peer: SocketAddr,
+    peer: Peer,
+    /// When it ends unless somebody was admitted on it.
+    deadline: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
 }
 
-/// Where a connection comes from.
+/// Who is at the other end of a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) address: SocketAddr,
+    admitted: Arc<AtomicBool>,
+}
+
+/// How many connections there may be, and what they may cost.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Peer(pub(super) SocketAddr);
+pub(super) struct Bounds {
+    /// Open at a time; more wait in the kernel's queue.
+    pub(super) connections: usize,
+    /// How long one may stay on which nobody is admitted.
+    pub(super) admission: Duration,
+}
 
 /// A client that takes longer for its handshake is cut off.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -75,20 +93,19 @@ impl Listener {
         self.address
     }
 
-    /// Takes connections until the drain stops, at most `limit` at a time: more wait in the
-    /// kernel's queue.
+    /// Takes connections until the drain stops.
     pub(super) fn accept(
         self,
         identity: Arc<ServerIdentity>,
-        limit: usize,
+        bounds: Bounds,
         drain: Drain,
     ) -> Result<mpsc::Receiver<Result<Connection, Infallible>>, rustls::Error> {
         let acceptor = TlsAcceptor::from(Arc::new(tls(identity)?));
         let (sender, receiver) = mpsc::channel(1);
-        let permits = Arc::new(Semaphore::new(limit));
+        let permits = Arc::new(Semaphore::new(bounds.connections));
         tokio::spawn(async move {
             tokio::select! {
-                () = self.take(&acceptor, &permits, &sender) => {}
+                () = self.take(&acceptor, bounds.admission, &permits, &sender) => {}
                 () = drain.stopping() => {}
             }
         });
@@ -98,25 +115,36 @@ impl Listener {
     async fn take(
         &self,
         acceptor: &TlsAcceptor,
+        admission: Duration,
         permits: &Arc<Semaphore>,
         sender: &mpsc::Sender<Result<Connection, Infallible>>,
     ) {
         // The semaphore is never closed.
         while let Ok(permit) = Arc::clone(permits).acquire_owned().await {
             match self.tcp.accept().await {
-                Ok((stream, peer)) => {
+                Ok((stream, address)) => {
                     let (acceptor, sender) = (acceptor.clone(), sender.clone());
                     tokio::spawn(async move {
-                        if let Some(connection) = handshake(acceptor, stream, peer, permit).await {
-                            // A server that ended takes no more.
-                            let _ = sender.send(Ok(connection)).await;
-                        }
+                        let Some(stream) = handshake(acceptor, stream, address).await else {
+                            return;
+                        };
+                        let connection = Connection {
+                            stream,
+                            peer: Peer {
+                                address,
+                                admitted: Arc::default(),
+                            },
+                            deadline: Some(Box::pin(sleep(admission))),
+                            _permit: permit,
+                        };
+                        // A server that ended takes no more.
+                        let _ = sender.send(Ok(connection)).await;
                     });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "discovery cannot accept");
                     // Out of file descriptors, most likely: trying again at once would spin.
-                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    sleep(Duration::from_millis(100)).await;
                 }
             }
         }
@@ -127,16 +155,11 @@ async fn handshake(
     acceptor: TlsAcceptor,
     stream: TcpStream,
     peer: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) -> Option<Connection> {
+) -> Option<TlsStream<TcpStream>> {
     // Small messages are answered one by one.
     let _ = stream.set_nodelay(true);
     match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => Some(Connection {
-            stream,
-            peer,
-            _permit: permit,
-        }),
+        Ok(Ok(stream)) => Some(stream),
         Ok(Err(error)) => {
             tracing::debug!(%peer, %error, "no handshake");
             None
@@ -185,13 +208,32 @@ impl fmt::Debug for ServerIdentity {
     }
 }
 
+// === impl Peer ===
+
+impl Peer {
+    /// Lets the connection live for as long as the peer wants.
+    pub(super) fn admit(&self) {
+        self.admitted.store(true, Ordering::Relaxed);
+    }
+}
+
 // === impl Connection ===
+
+impl Connection {
+    fn is_overdue(&mut self, context: &mut Context<'_>) -> bool {
+        if self.peer.admitted.load(Ordering::Relaxed) {
+            self.deadline = None;
+        }
+        let deadline = self.deadline.as_mut();
+        deadline.is_some_and(|deadline| deadline.as_mut().poll(context).is_ready())
+    }
+}
 
 impl Connected for Connection {
     type ConnectInfo = Peer;
 
     fn connect_info(&self) -> Peer {
-        Peer(self.peer)
+        self.peer.clone()
     }
 }
 
@@ -201,6 +243,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.is_overdue(context) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     keys::{KeyMinter, Keys},
-    listener::{Connection, Listener, Peer, ServerIdentity},
+    listener::{Bounds, Connection, Listener, Peer, ServerIdentity},
     proto::{
         self,
         discovery_server::{Discovery, DiscoveryServer},
@@ -44,6 +44,8 @@ pub enum AuthError {
 pub struct ServerSettings {
     /// Open connections; more wait until one closes.
     pub connections: usize,
+    /// How long a connection may stay on which nobody has shown a good token.
+    pub admission: Duration,
     /// Streams of one Gateway: more than one only while a pod replaces another.
     pub streams_per_gateway: usize,
     /// How often HTTP/2 asks a quiet client whether it is there, and how long the answer may take.
@@ -84,6 +86,7 @@ impl Default for ServerSettings {
     fn default() -> Self {
         Self {
             connections: 4096,
+            admission: Duration::from_secs(30),
             streams_per_gateway: 8,
             keepalive: Duration::from_secs(20),
             recheck: Duration::from_secs(300),
@@ -128,7 +131,11 @@ impl<A: Authenticator, K: KeyMinter> Server<A, K> {
     ) -> Result<(), ServeError> {
         let settings = &self.shared.settings;
         let (keepalive, farewell) = (settings.keepalive, settings.farewell);
-        let incoming = listener.accept(identity, settings.connections, drain.clone())?;
+        let bounds = Bounds {
+            connections: settings.connections,
+            admission: settings.admission,
+        };
+        let incoming = listener.accept(identity, bounds, drain.clone())?;
         let service = Service {
             shared: self.shared,
             drain: drain.clone(),
@@ -187,10 +194,15 @@ impl<A: Authenticator, K: KeyMinter> Discovery for Service<A, K> {
         &self,
         request: Request<Streaming<proto::FromPod>>,
     ) -> Result<Response<Self::FollowStream>, Status> {
-        let peer = request.extensions().get::<Peer>().map(|peer| peer.0);
+        let peer = request.extensions().get::<Peer>().cloned();
         let admitted = self.admit(request).await;
-        if let Err(status) = &admitted {
-            tracing::debug!(?peer, code = ?status.code(), "{}", status.message());
+        match (&admitted, peer) {
+            (Ok(_), Some(peer)) => peer.admit(),
+            (Err(status), Some(Peer { address, .. })) => {
+                let message = status.message();
+                tracing::debug!(%address, code = ?status.code(), message, "a pod is not admitted");
+            }
+            (_, None) => {}
         }
         admitted.map(Response::new)
     }
@@ -214,8 +226,8 @@ impl<A: Authenticator, K: KeyMinter> Service<A, K> {
         }
         let shared = &self.shared;
         let state = PodState {
-            pod: subscribe.pod,
-            program_version: subscribe.program_version,
+            pod: stream::cut(subscribe.pod),
+            program_version: stream::cut(subscribe.program_version),
             served: String::new(),
             refused: None,
         };

@@ -1,7 +1,7 @@
 //! One stream, as the pod sees it.
 
 use super::{
-    client::{Answer, Client, ClientSettings, KeyError, Link, PROGRAM_VERSION, Received},
+    client::{Answer, Client, ClientSettings, KeyError, PROGRAM_VERSION, Received},
     proto::{self, discovery_client::DiscoveryClient, from_pod, to_pod},
     wire::{self, Resources},
 };
@@ -141,7 +141,7 @@ impl Session {
                     retry_after: Duration::from_secs(refused.retry_after_seconds.into()),
                 }));
             }
-            Some(to_pod::Message::Waiting(waiting)) => client.tell(Link::Waiting(waiting.message)),
+            Some(to_pod::Message::Waiting(waiting)) => client.waiting(waiting.message),
             // Of a controller that is newer than this pod.
             None => {}
         }
@@ -149,7 +149,7 @@ impl Session {
     }
 
     async fn push(&mut self, push: proto::Push, client: &mut Client) -> Result<(), SessionError> {
-        client.tell(Link::Connected);
+        client.connected();
         self.version = Some(push.version.clone());
         let version = push.version.clone();
         match client.receive(push) {
@@ -194,8 +194,10 @@ impl Client {
         for resource in push.upserted {
             self.held.insert(resource.id.clone(), Arc::new(resource));
         }
+        self.sound = false;
         let snapshot =
             wire::decode(&self.held, &mut self.read).map_err(|error| error.to_string())?;
+        self.sound = true;
         if snapshot.gateway != self.settings.gateway {
             return Err(format!("it is of Gateway {}", snapshot.gateway));
         }
@@ -284,7 +286,11 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let said = error.to_string();
+        // Some errors repeat their cause.
+        if !text.ends_with(&said) {
+            text = format!("{text}: {said}");
+        }
         cause = error.source();
     }
     text
@@ -293,10 +299,17 @@ fn chain(error: &dyn std::error::Error) -> String {
 // === impl SessionError ===
 
 impl SessionError {
-    /// The gRPC code of the end, when there was one.
-    pub(super) fn code(&self) -> Option<Code> {
+    /// What the controller has against this pod; `None` when it is only away.
+    pub(super) fn objection(&self) -> Option<Code> {
         match self {
-            Self::Refused(status) => Some(status.code()),
+            Self::Refused(status) => match status.code() {
+                Code::Cancelled
+                | Code::DeadlineExceeded
+                | Code::Internal
+                | Code::Unavailable
+                | Code::Unknown => None,
+                code => Some(code),
+            },
             _ => None,
         }
     }

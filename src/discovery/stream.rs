@@ -153,15 +153,14 @@ impl<A: Authenticator, K: KeyMinter> Pod<A, K> {
         match refusal {
             None => {
                 metrics.discovery_answer("ack", after);
-                self.follower.served(version);
+                self.follower.served(&cut(version.into()));
             }
             Some(reason) => {
                 metrics.discovery_answer("nack", after);
-                tracing::warn!(gateway = %self.gateway, version, "the pod refuses its snapshot: {reason}");
-                self.follower.refused(Refusal {
-                    version: version.into(),
-                    reason,
-                });
+                let (version, reason) = (cut(version.into()), cut(reason));
+                // A field is escaped: what a pod says is one line.
+                tracing::warn!(gateway = %self.gateway, version, reason, "the pod refuses its snapshot");
+                self.follower.refused(Refusal { version, reason });
             }
         }
     }
@@ -280,6 +279,15 @@ impl<A: Authenticator, K: KeyMinter> Pod<A, K> {
             Err(status) => ControlFlow::Break(Some(status)),
         }
     }
+}
+
+/// What a pod says of itself is kept up to this many bytes.
+const SAID: usize = 1024;
+
+/// Cuts a text of a pod that may be of any length.
+pub(super) fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(SAID));
+    text
 }
 
 /// Waits for work that is there, and takes it away.

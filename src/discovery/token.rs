@@ -11,7 +11,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 /// The audience that pods' tokens are made for: one for the API server opens nothing here, and one
 /// from here opens nothing there.
@@ -23,6 +23,8 @@ pub struct TokenReviewer<L> {
     namespace: String,
     gateway_of: L,
     known: Mutex<Known>,
+    /// Reviews at a time: whoever reaches the port cannot make the API server busy.
+    reviews: Semaphore,
 }
 
 /// ServiceAccounts by the hash of their token, and until when the answer counts.
@@ -36,6 +38,8 @@ const KNOWN_LIMIT: usize = 4096;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+const REVIEWS: usize = 16;
+
 // === impl TokenReviewer ===
 
 impl<L: Fn(&str) -> Option<ObjectName> + Send + Sync + 'static> TokenReviewer<L> {
@@ -46,6 +50,7 @@ impl<L: Fn(&str) -> Option<ObjectName> + Send + Sync + 'static> TokenReviewer<L>
             namespace: namespace.into(),
             gateway_of,
             known: Mutex::default(),
+            reviews: Semaphore::new(REVIEWS),
         }
     }
 
@@ -58,8 +63,11 @@ impl<L: Fn(&str) -> Option<ObjectName> + Send + Sync + 'static> TokenReviewer<L>
             ..TokenReview::default()
         };
         let reviews = Api::<TokenReview>::all(self.client.clone());
-        let params = PostParams::default();
-        let reviewed = tokio::time::timeout(TIMEOUT, reviews.create(&params, &review));
+        let reviewed = tokio::time::timeout(TIMEOUT, async {
+            // Never closed.
+            let _permit = self.reviews.acquire().await;
+            reviews.create(&PostParams::default(), &review).await
+        });
         let unavailable = |cause: String| {
             AuthError::Unavailable(format!("the API server reviews no tokens: {cause}"))
         };

@@ -410,3 +410,6 @@ fn endpoint_in(message: &proto::Endpoint) -> Result<Endpoint, Malformed> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -194,7 +194,11 @@ fn candidates<'a>(
 fn class_parameters(class: &str, parameters: &Result<(), Finding>) -> Result<(), Finding> {
     parameters.clone().map_err(|finding| {
         let message = format!("GatewayClass {class} is not accepted: {}", finding.message);
-        Finding::new(c::INVALID_PARAMETERS, message)
+        let reason = match finding.reason {
+            c::PENDING => c::PENDING,
+            _ => c::INVALID_PARAMETERS,
+        };
+        Finding::new(reason, message)
     })
 }
 
@@ -384,14 +388,16 @@ impl Candidate<'_> {
 
     fn status(&self, attached: &Attached, report: Option<&NodeReport>) -> GatewayStatus {
         let unaccepted = self.unaccepted();
-        let programmed = self.unprogrammed(unaccepted.as_ref(), report);
+        // What is served is told, also when it would not be made any more.
+        let unserved = unaccepted.clone().filter(|_| !self.is_served());
+        let programmed = self.unprogrammed(unserved.as_ref(), report);
         let listeners = self
             .listeners
             .iter()
             .map(|listener| self.listener_status(listener, attached, programmed.as_ref()))
             .collect();
         let mut addresses = Vec::new();
-        if let Some(report) = report.filter(|_| unaccepted.is_none()) {
+        if let Some(report) = report.filter(|_| unserved.is_none()) {
             if !report.dns_name.is_empty() {
                 addresses.push(Address {
                     kind: "Hostname",

@@ -1,6 +1,6 @@
 //! What is counted of the controller's work.
 
-use super::Metrics;
+use super::{Metrics, NoLabels};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -30,9 +30,9 @@ pub(super) struct Families {
     steps: Family<StepLabels, Counter>,
     writes: Family<WriteLabels, Counter>,
     gateways: Family<StateLabels, Gauge>,
-    pending: Gauge,
-    leading: Gauge,
-    evaluation: Histogram,
+    pending: Family<NoLabels, Gauge>,
+    leading: Family<NoLabels, Gauge>,
+    evaluation: Family<NoLabels, Histogram>,
 }
 
 // === impl Families ===
@@ -43,9 +43,11 @@ impl Families {
             steps: Family::default(),
             writes: Family::default(),
             gateways: Family::default(),
-            pending: Gauge::default(),
-            leading: Gauge::default(),
-            evaluation: Histogram::new([0.0005, 0.002, 0.01, 0.05, 0.2, 1.0]),
+            pending: Family::default(),
+            leading: Family::default(),
+            evaluation: Family::new_with_constructor(|| {
+                Histogram::new([0.0005, 0.002, 0.01, 0.05, 0.2, 1.0])
+            }),
         }
     }
 
@@ -97,16 +99,19 @@ impl Metrics {
     /// Gateways that are worked on or wait to be tried again.
     pub fn reconciles_pending(&self, count: usize) {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.inner.controller.pending.set(count);
+        let pending = &self.inner.controller.pending;
+        pending.get_or_create(&NoLabels {}).set(count);
     }
 
     pub fn leading(&self, leads: bool) {
-        self.inner.controller.leading.set(i64::from(leads));
+        let leading = &self.inner.controller.leading;
+        leading.get_or_create(&NoLabels {}).set(i64::from(leads));
     }
 
     pub fn evaluated(&self, took: Duration, programmed: usize, total: usize) {
         let families = &self.inner.controller;
-        families.evaluation.observe(took.as_secs_f64());
+        let evaluation = families.evaluation.get_or_create(&NoLabels {});
+        evaluation.observe(took.as_secs_f64());
         let waiting = total.saturating_sub(programmed);
         for (state, count) in [("programmed", programmed), ("waiting", waiting)] {
             let count = i64::try_from(count).unwrap_or(i64::MAX);

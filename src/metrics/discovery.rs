@@ -1,8 +1,8 @@
 //! What is counted of the streams between the controller and its pods.
 
-use super::{GatewayLabels, Metrics};
+use super::{GatewayLabels, Metrics, NoLabels};
 use prometheus_client::{
-    encoding::{EncodeLabelSet, LabelSetEncoder},
+    encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::{Registry, Unit},
 };
@@ -20,10 +20,6 @@ struct PushLabels {
 struct AnswerLabels {
     answer: &'static str,
 }
-
-/// Of what is told only where it is counted at all.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct NoLabels {}
 
 #[derive(Clone)]
 pub(super) struct Families {
@@ -137,12 +133,6 @@ impl Metrics {
 }
 
 // === impl NoLabels ===
-
-impl EncodeLabelSet for NoLabels {
-    fn encode(&self, _: &mut LabelSetEncoder<'_>) -> Result<(), std::fmt::Error> {
-        Ok(())
-    }
-}
 
 // === impl PodMeter ===
 

@@ -265,24 +265,44 @@ impl Lab {
         .await;
     }
 
-    /// A kubeconfig of the administrator for programs that run outside of the lab.
+    /// A kubeconfig of the administrator for programs that run outside of the lab; inside, each
+    /// has it already.
     pub fn kubeconfig(&self) -> &Path {
         self.kubeconfig.get_or_init(|| {
             let api = self.network.forward(SocketAddr::from((NODE, 6443)));
             let inside = fs::read_to_string(self.directory().join("admin.kubeconfig")).unwrap();
-            let path = self.directory().join("outside.kubeconfig");
-            fs::write(
-                &path,
-                inside.replace(&format!("{NODE}:6443"), &api.to_string()),
+            self.write(
+                "outside.kubeconfig",
+                &inside.replace(&format!("{NODE}:6443"), &api.to_string()),
             )
-            .unwrap();
-            path
         })
     }
 
-    /// A client of the administrator.
-    pub async fn client(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+    /// The same with the rights of a ServiceAccount, for an hour.
+    pub async fn kubeconfig_of(&self, namespace: &str, account: &str) -> PathBuf {
+        let token = self
+            .kubectl(["create", "token", account, "--namespace", namespace])
+            .await;
+        let administrator = fs::read_to_string(self.kubeconfig()).unwrap();
+        let lines = administrator.lines().map(|line| match line {
+            line if line.starts_with("users:") => {
+                format!("users: [{{name: admin, user: {{token: \"{token}\"}}}}]\n")
+            }
+            line => format!("{line}\n"),
+        });
+        let name = format!("{namespace}.{account}.kubeconfig");
+        self.write(&name, &lines.collect::<String>())
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.directory().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    /// A client of whom a kubeconfig is.
+    pub async fn client(&self, kubeconfig: &Path) -> Client {
+        let kubeconfig = Kubeconfig::read_from(kubeconfig).unwrap();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .unwrap();

@@ -7,6 +7,7 @@ mod hands;
 pub mod lab;
 mod leader;
 mod life;
+mod manifests;
 mod many;
 pub mod network;
 mod removal;

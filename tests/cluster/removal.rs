@@ -1,8 +1,7 @@
-//! The end of Gateways when something is away, and the end of tailway itself.
+//! The end of Gateways when something is away, and in any order.
 
 use super::scene::{SYSTEM, Scene, site};
 use serde_json::json;
-use std::fs;
 
 const FINALIZER: &str = "tailway.michaelbeaumont.github.io/gateway";
 
@@ -203,37 +202,4 @@ spec: {controllerName: example.com/other}
     lab.kubectl(["delete", "namespace/leaves"]).await;
     lab.delete(foreign).await;
     lab.delete(&scene.class("ours")).await;
-}
-
-#[tokio::test]
-#[ignore = "make cluster"]
-async fn uninstalling_leaves_gateways_and_nothing_else() {
-    let scene = Scene::start().await;
-    let lab = scene.lab;
-    lab.apply(&scene.class("ended")).await;
-    lab.apply(&site("ended", "ended")).await;
-    scene.programmed("ended", "ended").await;
-
-    let uninstall = fs::read_to_string("manifests/uninstall.yaml").unwrap();
-    lab.apply(&scene.adapted(&uninstall, &[])).await;
-    let complete = ["wait", "--for=condition=Complete", "job/tailway-cleanup"];
-    scene
-        .system([complete[0], complete[1], complete[2], "--timeout=120s"])
-        .await;
-    let deployment = lab.object(SYSTEM, "deployment/tailway-controller").await;
-    assert_eq!(deployment.unwrap()["spec"]["replicas"], 0);
-    assert_eq!(scene.made().await, Vec::<String>::new());
-    assert!(!scene.nodes().await.contains(&"ended".to_owned()));
-    assert!(scene.finalizers("ended", "gateway/ended").await.is_empty());
-    let class = scene.finalizers("default", "gatewayclass/ended").await;
-    assert!(class.is_empty(), "{class:?}");
-    for kind in ["secret", "configmap"] {
-        let object = format!("{kind}/tailway-discovery-ca");
-        assert_eq!(lab.object(SYSTEM, &object).await, None, "{object}");
-    }
-
-    let install = fs::read_to_string("manifests/install.yaml").unwrap();
-    lab.delete(&install).await;
-    lab.delete(&site("ended", "ended")).await;
-    lab.kubectl(["delete", "gatewayclass/ended"]).await;
 }

@@ -49,15 +49,16 @@ impl Scene {
 
     /// Installs tailway again, with other variables in the controller's environment.
     pub async fn install(&self, environment: &[(&str, &str)]) {
-        let yaml = fs::read_to_string("manifests/install.yaml").unwrap();
-        self.lab.apply(&self.adapted(&yaml, environment)).await;
+        let yaml = self.adapted("manifests/install.yaml", environment);
+        self.lab.apply(&yaml).await;
         let status = ["rollout", "status", "deployment/tailway-controller"];
         let namespace = ["--namespace", SYSTEM, "--timeout=120s"];
         self.lab.kubectl(status.into_iter().chain(namespace)).await;
     }
 
-    /// A manifest of ours for this tailnet, with more variables in the controller's environment.
-    pub fn adapted(&self, yaml: &str, environment: &[(&str, &str)]) -> String {
+    /// A manifest, with the lab's image and this tailnet in the environment. Variables that are
+    /// there already are replaced.
+    pub fn adapted(&self, path: &str, environment: &[(&str, &str)]) -> String {
         let nodes: Vec<_> = self
             .tailnet
             .environment()
@@ -72,6 +73,7 @@ impl Scene {
         ];
         all.extend_from_slice(environment);
         let marker = "            - name: TAILWAY_PROXY_IMAGE\n";
+        let yaml = fs::read_to_string(path).unwrap();
         assert!(yaml.contains(marker));
         let version = env!("CARGO_PKG_VERSION");
         let mut yaml = yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE);

@@ -1,7 +1,7 @@
 //! The ground the other tests of this folder stand on.
 
 use super::{
-    lab::{IMAGE, Lab, NODE, PROBE, Tier},
+    lab::{IMAGE, Lab, NODE, PROBE, Tier, succeed},
     tailnet::HostedTailnet,
 };
 use crate::tailnet::world::gateway;
@@ -182,6 +182,22 @@ async fn a_host_beside_the_node_reaches_services_and_pods_reach_it() {
     dialled.unwrap();
     let pod = lab.object("hosts", "pod/web").await.unwrap();
     assert_eq!(pod["status"]["podIP"], json!(peer.ip()));
+
+    let processes = async || {
+        let mut command = lab.command("ip");
+        command.args(["netns", "pids", "neighbour"]);
+        succeed(command, None).await
+    };
+    let program = host.command("sleep").arg("1000").spawn().unwrap();
+    lab.eventually("a program runs on the host", || async {
+        (!processes().await.is_empty()).then_some(())
+    })
+    .await;
+    drop(program);
+    lab.eventually("the program ended with its value", || async {
+        processes().await.is_empty().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -299,10 +315,30 @@ async fn labs_beside_each_other_share_nothing_and_are_reached_from_outside() {
     assert!(one.object("default", "configmap/only-here").await.is_some());
     assert_eq!(other.object("default", "configmap/only-here").await, None);
 
-    let version = one.client().await.apiserver_version().await.unwrap();
+    let version = one
+        .client(one.kubeconfig())
+        .await
+        .apiserver_version()
+        .await
+        .unwrap();
     assert_eq!(
         (version.major.as_str(), version.minor.as_str()),
         ("1", "36")
+    );
+    one.kubectl(["create", "serviceaccount", "nobody"]).await;
+    let nobody = one
+        .client(&one.kubeconfig_of("default", "nobody").await)
+        .await;
+    let pods = kube::Api::<k8s_openapi::api::core::v1::Pod>::default_namespaced(nobody);
+    let refused = pods
+        .list(&kube::api::ListParams::default())
+        .await
+        .unwrap_err();
+    assert!(
+        refused
+            .to_string()
+            .contains("\"system:serviceaccount:default:nobody\" cannot list"),
+        "{refused}"
     );
 }
 
@@ -333,4 +369,8 @@ async fn nothing_is_left_of_a_lab_whose_test_failed() {
         }
     }
     assert_eq!(groups, "");
+
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(directory.file_name().unwrap());
+    assert!(kept.join("kube-apiserver.log").exists());
+    fs::remove_dir_all(kept).unwrap();
 }

@@ -16,9 +16,16 @@ pub struct HostedTailnet<'a> {
 impl<'a> HostedTailnet<'a> {
     /// A tailnet on the host `name` at 10.99.0.`number`.
     pub async fn start(lab: &'a Lab, name: &str, number: u8) -> Self {
+        Self::start_with(lab, name, number, &[]).await
+    }
+
+    /// The same with more arguments for `localtailnet`.
+    pub async fn start_with(lab: &'a Lab, name: &str, number: u8, arguments: &[&str]) -> Self {
         let host = lab.host(name, number).await;
         let mut command = host.command(program());
-        command.args(["-ip", &host.address.to_string()]);
+        command
+            .args(["-ip", &host.address.to_string()])
+            .args(arguments);
         let tailnet = Tailnet::start_as(command, |admin| host.network.forward(admin)).await;
         Self { tailnet, host }
     }

@@ -118,10 +118,15 @@ type Allowed = BTreeMap<String, BTreeSet<String>>;
 fn allowed(role: &Value) -> Allowed {
     let mut allowed = Allowed::new();
     for rule in role["rules"].as_array().unwrap() {
-        assert_eq!(rule["resourceNames"], Value::Null);
+        let names = match &rule["resourceNames"] {
+            Value::Null => String::new(),
+            names => format!(" {names}"),
+        };
         for group in strings(&rule["apiGroups"]) {
             for resource in strings(&rule["resources"]) {
-                let verbs = allowed.entry(format!("{group}/{resource}")).or_default();
+                let verbs = allowed
+                    .entry(format!("{group}/{resource}{names}"))
+                    .or_default();
                 verbs.extend(strings(&rule["verbs"]));
             }
         }
@@ -172,6 +177,7 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
                 "gateway.networking.k8s.io/gatewayclasses/status",
                 vec!["patch"]
             ),
+            ("gateway.networking.k8s.io/gatewayclasses", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways/status", vec!["patch"]),
             ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
@@ -196,6 +202,8 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
 #[test]
 fn in_its_namespace_the_controller_may_make_what_gateways_are_made_of() {
     let role = allowed(&only(&objects(INSTALL), "Role", "tailway-controller"));
+    let scale = &role[r#"apps/deployments/scale ["tailway-controller"]"#];
+    assert_eq!(*scale, BTreeSet::from(["patch".to_owned()]));
     let mut input = workload::plain("default", "nginx");
     input.proxy.disruption_budget = true;
     for (group, resource, verbs) in workload::needs(&input) {
@@ -227,13 +235,13 @@ fn the_samples_for_a_cluster_are_accepted() {
     }
 }
 
-/// Helm, where it can be run: `make gen` builds it.
-fn helm() -> Option<PathBuf> {
+/// Helm, where it can be run: `make helm` builds it.
+pub fn helm() -> Option<PathBuf> {
     let given = std::env::var_os("HELM").map(PathBuf::from);
     let built = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".tools/bin/helm");
     let helm = given.or_else(|| built.exists().then_some(built));
     if helm.is_none() {
-        eprintln!("not tested: there is no Helm; `make gen` builds one");
+        eprintln!("not tested: there is no Helm; `make helm` builds it");
     }
     helm
 }

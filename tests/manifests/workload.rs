@@ -128,12 +128,11 @@ fn every_case_gives_what_stands_beside_it() {
 
 #[test]
 fn the_same_input_gives_the_same_bytes_and_another_gives_others() {
-    let mut fingerprints = BTreeSet::new();
+    let mut given = BTreeSet::new();
     for (case, input) in cases() {
-        let again = input.clone();
-        assert_eq!(yaml(&input.objects()), yaml(&again.objects()), "{case}");
-        assert_eq!(input.fingerprint(), again.fingerprint(), "{case}");
-        assert!(fingerprints.insert(input.fingerprint()), "{case}");
+        let bytes = yaml(&input.objects());
+        assert_eq!(bytes, yaml(&input.clone().objects()), "{case}");
+        assert!(given.insert(bytes), "{case}");
     }
 }
 

@@ -5,6 +5,6 @@ mod drain;
 mod limits;
 mod live;
 mod metrics;
-mod scene;
+pub mod scene;
 mod tls;
 mod transfer;

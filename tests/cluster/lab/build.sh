@@ -28,7 +28,10 @@ main() {
     exec 9>"$cache/lab-$hash.lock"
     flock 9
     [[ -d $out ]] || build "$out" >&2
+    # What no checkout has asked for in a month.
+    find "$cache" -maxdepth 1 -name 'lab-*' -mtime +30 -exec rm -r {} +
   fi
+  touch "$out"
   echo "$out"
 }
 
