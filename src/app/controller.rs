@@ -372,8 +372,8 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         return classes.release(worlds).await;
     }
     tokio::select! {
-        never = gateways.run(worlds, owned) => match never {},
-        never = classes.run(parts.worlds.clone()) => match never {},
+        never = gateways.run(worlds.clone(), owned.clone()) => match never {},
+        never = classes.run(worlds, owned) => match never {},
         never = writer.run(parts.worlds.clone()) => match never {},
     }
 }

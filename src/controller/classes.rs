@@ -1,6 +1,7 @@
 //! Tries the credentials of each GatewayClass, and says what came of it.
 
 use super::{
+    owned::{Owned, Workload},
     parameters::{Defaults, Parameters, parameters},
     world::{Note, World},
 };
@@ -126,13 +127,24 @@ impl Classes {
         }
     }
 
-    pub async fn run(mut self, mut worlds: watch::Receiver<Arc<World>>) -> Infallible {
+    pub async fn run(
+        mut self,
+        mut worlds: watch::Receiver<Arc<World>>,
+        mut owned: watch::Receiver<Arc<Owned>>,
+    ) -> Infallible {
         loop {
-            let world = worlds.borrow_and_update().clone();
-            if world.listed {
-                self.look(&world).await;
+            let (world, there) = (
+                worlds.borrow_and_update().clone(),
+                owned.borrow_and_update().clone(),
+            );
+            if world.listed && there.listed {
+                self.look(&world, &there).await;
             }
-            if worlds.changed().await.is_err() {
+            let changed = tokio::select! {
+                changed = worlds.changed() => changed,
+                changed = owned.changed() => changed,
+            };
+            if changed.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -166,14 +178,17 @@ impl Classes {
         }
     }
 
-    async fn look(&mut self, world: &World) {
+    async fn look(&mut self, world: &World, owned: &Owned) {
         let classes = &world.subjects.classes;
         let ours = classes
             .iter()
             .filter(|(_, class)| class.spec.controller_name == CONTROLLER);
         let gateways = world.subjects.gateways.values();
+        let workloads = owned.workloads.values().filter_map(Workload::class);
         let used: BTreeSet<_> = gateways
             .map(|gateway| gateway.spec.gateway_class_name.as_str())
+            // A Gateway may have gone, or to another class, before its node.
+            .chain(workloads.map(String::as_str))
             .collect();
         let mut gone = std::mem::take(&mut self.trials);
         for (name, class) in ours {
