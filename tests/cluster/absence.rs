@@ -2,8 +2,7 @@
 
 use super::{
     hands::{echo, echo_site},
-    lab::succeed,
-    scene::{SYSTEM, Scene, site},
+    scene::{Scene, site},
 };
 
 #[tokio::test]
@@ -23,15 +22,14 @@ async fn no_connection_fails_while_the_api_server_is_away() {
     echo(&mut open, "before").await;
 
     lab.kill("kube-apiserver").await;
-    for number in 0..20 {
+    for number in 0..10 {
         echo(&mut open, "while it is away").await;
         let mut new = scene.tailnet.tunnel(&address).await.unwrap();
         echo(&mut new, &format!("connection {number}")).await;
         let answer = scene.tailnet.visit(&url).await.unwrap();
         assert_eq!(answer["status"], 200, "{answer}");
     }
-    lab.start("kube-apiserver").await;
-    lab.api_ready().await;
+    scene.api_back().await;
 
     echo(&mut open, "after").await;
     drop(open);
@@ -60,9 +58,7 @@ spec: {selector: {app: other}, ports: [{port: 80, targetPort: 8080}]}
     scene.page(&url, "other /\n").await;
     assert_eq!(scene.restarts("pages-pages-0").await, Some(0));
     assert_eq!(scene.restarts("echo-echo-0").await, Some(0));
-    lab.kubectl(["delete", "namespace/pages", "namespace/echo"])
-        .await;
-    lab.delete(&scene.class("traffic")).await;
+    scene.end(&["pages", "echo"], "traffic").await;
 }
 
 #[tokio::test]
@@ -83,41 +79,15 @@ async fn a_pod_that_restarts_while_controller_and_api_server_are_away_serves_its
     let pod = "copy-copy-0";
 
     scene.scale(0).await;
-    scene.kill_container(pod).await;
-    lab.eventually("the container runs again", || async {
-        (scene.restarts(pod).await? == 1).then_some(())
-    })
-    .await;
-    scene.page(&url, "copy /\n").await;
-
-    lab.eventually("the second container is ready", || async {
-        let pod = lab.object(SYSTEM, &format!("pod/{pod}")).await?;
-        pod["status"]["containerStatuses"][0]["ready"]
-            .as_bool()?
-            .then_some(())
-    })
-    .await;
-    let object = lab.object(SYSTEM, &format!("pod/{pod}")).await.unwrap();
-    let id = object["status"]["containerStatuses"][0]["containerID"]
-        .as_str()
-        .unwrap()
-        .trim_start_matches("containerd://")
-        .to_owned();
+    let process = scene.container(pod).await;
     lab.kill("kube-apiserver").await;
-    let mut kill = lab.command("ctr");
-    kill.args(["tasks", "kill", "--signal", "SIGKILL", &id]);
-    succeed(kill, None).await;
-    lab.eventually("the pod is away", || async {
-        scene.tailnet.visit(&url).await.err()
-    })
-    .await;
+    scene.kill_process(&process).await;
     scene.page(&url, "copy /\n").await;
-    lab.start("kube-apiserver").await;
-    lab.api_ready().await;
+    scene.api_back().await;
     scene.scale(2).await;
 
-    lab.eventually("the kubelet tells of the second restart", || async {
-        (scene.restarts(pod).await? == 2).then_some(())
+    lab.eventually("the kubelet tells of the restart", || async {
+        (scene.restarts(pod).await? == 1).then_some(())
     })
     .await;
     scene.programmed("copy", "copy").await;
@@ -127,7 +97,5 @@ async fn a_pod_that_restarts_while_controller_and_api_server_are_away_serves_its
         scene.keys_minted().await,
     );
     assert_eq!(after, before);
-    lab.kubectl(["delete", "namespace/copy"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("copy")).await;
+    scene.end(&["copy"], "copy").await;
 }

@@ -1,10 +1,15 @@
 //! What the tests of faults do to a scene, and what they look at.
 
 use super::{
-    lab::PROBE,
+    lab::{PROBE, succeed},
     scene::{SYSTEM, Scene},
 };
 use serde_json::Value;
+use std::time::Duration;
+use tailway::tailnet::{
+    Secret,
+    api::{ApiClient, ApiSettings, Credentials, KeyRequest},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -85,18 +90,45 @@ impl Scene {
 
     /// Kills the process of a pod's container, and nothing else.
     pub async fn kill_container(&self, pod: &str) {
-        let object = self
-            .lab
-            .object(SYSTEM, &format!("pod/{pod}"))
-            .await
-            .unwrap();
-        let id = object["status"]["containerStatuses"][0]["containerID"]
-            .as_str()
-            .unwrap();
-        let id = id.trim_start_matches("containerd://");
-        let mut command = self.lab.command("ctr");
-        command.args(["tasks", "kill", "--signal", "SIGKILL", id]);
-        super::lab::succeed(command, None).await;
+        self.kill_process(&self.container(pod).await).await;
+    }
+
+    /// The container that a pod has now.
+    pub async fn container(&self, pod: &str) -> String {
+        let object = self.lab.object(SYSTEM, &format!("pod/{pod}")).await;
+        let object = object.unwrap();
+        let id = object["status"]["containerStatuses"][0]["containerID"].as_str();
+        id.unwrap().trim_start_matches("containerd://").to_owned()
+    }
+
+    /// Kills the process of a container, and waits until it is gone.
+    pub async fn kill_process(&self, container: &str) {
+        let mut kill = self.lab.command("ctr");
+        kill.args(["tasks", "kill", "--signal", "SIGKILL", container]);
+        succeed(kill, None).await;
+        self.lab
+            .eventually("the process is gone", || async {
+                let mut list = self.lab.command("ctr");
+                list.args(["tasks", "list"]);
+                let tasks = succeed(list, None).await;
+                let mut tasks = tasks.lines().map(str::split_whitespace);
+                let runs = tasks.any(|mut task| {
+                    task.next() == Some(container) && task.nth(1) == Some("RUNNING")
+                });
+                (!runs).then_some(())
+            })
+            .await;
+    }
+
+    /// Starts the API server that was killed.
+    pub async fn api_back(&self) {
+        self.lab.start("kube-apiserver").await;
+        self.lab.api_ready().await;
+        // These would wait for half a minute before they ask it again.
+        for name in ["kube-controller-manager", "kube-scheduler"] {
+            self.lab.kill(name).await;
+            self.lab.start(name).await;
+        }
     }
 
     /// How often a pod's container was started anew.
@@ -158,6 +190,36 @@ impl Scene {
                 (nodes == 0 && self.made().await.is_empty()).then_some(())
             })
             .await;
+    }
+
+    /// Deletes the Gateways of these namespaces, the namespaces and a class, and waits until
+    /// nothing is left of any Gateway.
+    pub async fn end(&self, namespaces: &[&str], class: &str) {
+        for namespace in namespaces {
+            // A namespace alone takes some seconds to begin.
+            self.ask_to_delete(namespace, &["gateways", "--all"]).await;
+            let namespace = format!("namespace/{namespace}");
+            self.ask_to_delete("default", &[&namespace]).await;
+        }
+        self.nothing_left().await;
+        self.lab.delete(&self.class(class)).await;
+    }
+
+    /// Mints an auth key that no node uses, as for a pod that ended before it came.
+    pub async fn stray_key(&self, description: &str) {
+        let mut settings = ApiSettings::new(Credentials::Client {
+            id: self.tailnet.field("oauth_client_id").to_owned(),
+            secret: Secret::new(self.tailnet.field("oauth_client_secret")),
+        });
+        settings.base_url = self.tailnet.field("api_url").to_owned();
+        let request = KeyRequest {
+            tags: vec!["tag:k8s".into()],
+            ephemeral: false,
+            expiry: Duration::from_secs(300),
+            description: description.to_owned(),
+        };
+        let minted = async move { ApiClient::new(settings)?.mint_key(&request).await };
+        self.tailnet.host.network.run(minted).await.unwrap();
     }
 
     /// Asks for things to be deleted, and does not wait.

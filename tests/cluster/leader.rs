@@ -47,9 +47,7 @@ async fn work_that_a_leader_left_half_done_is_done_and_others_serve_meanwhile() 
     })
     .await;
     scene.leader().await;
-    lab.kubectl(["delete", "namespace/crash"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("crash")).await;
+    scene.end(&["crash"], "crash").await;
 }
 
 #[tokio::test]
@@ -74,11 +72,5 @@ async fn a_leader_that_ends_in_order_hands_its_lease_over() {
     let end = time(&lease["renewTime"]).as_second() + seconds;
     let acquired = time(&next["acquireTime"]).as_second();
     assert!(acquired < end, "{lease} → {next}");
-    assert!(
-        scene
-            .lab
-            .object(SYSTEM, &format!("pod/{leader}"))
-            .await
-            .is_none()
-    );
+    scene.gone(SYSTEM, &format!("pod/{leader}")).await;
 }

@@ -180,7 +180,5 @@ async fn several_gateways_come_and_go_at_once_and_nothing_is_left() {
         writes <= 12 * SEVERAL as u64,
         "{writes} writes of {SEVERAL} statuses"
     );
-    lab.kubectl(["delete", "namespace/many"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("many")).await;
+    scene.end(&["many"], "many").await;
 }

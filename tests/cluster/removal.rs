@@ -4,6 +4,7 @@ use super::scene::{SYSTEM, Scene, site};
 use serde_json::json;
 
 const FINALIZER: &str = "tailway.michaelbeaumont.github.io/gateway";
+const IN_USE: &str = "gateway-exists-finalizer.gateway.networking.k8s.io";
 
 #[tokio::test]
 #[ignore = "make cluster"]
@@ -13,6 +14,8 @@ async fn a_deletion_waits_for_an_api_that_is_away_and_then_leaves_nothing() {
     lab.apply(&scene.class("waits")).await;
     lab.apply(&site("waits", "waits")).await;
     scene.programmed("waits", "waits").await;
+    scene.stray_key("tailway waits-waits").await;
+    scene.stray_key("tailway others").await;
 
     scene.tailnet.post("/api/stop", json!({})).await;
     scene.ask_to_delete("default", &["namespace/waits"]).await;
@@ -33,10 +36,10 @@ async fn a_deletion_waits_for_an_api_that_is_away_and_then_leaves_nothing() {
     assert!(scene.nodes().await.contains(&"waits".to_owned()));
 
     scene.tailnet.post("/api/start", json!({})).await;
-    scene.gone("default", "namespace/waits").await;
+    scene.gone("waits", "gateway/waits").await;
     scene.nothing_left().await;
-    assert_eq!(scene.keys_minted().await, 1);
-    assert!(scene.calls("DELETE", "/keys/", 200).await >= 1);
+    assert_eq!(scene.keys_minted().await, 3);
+    assert_eq!(scene.calls("DELETE", "/keys/", 200).await, 1);
     lab.delete(&scene.class("waits")).await;
 }
 
@@ -64,7 +67,7 @@ async fn after_its_patience_a_deletion_lets_go_and_an_event_names_what_stays() {
         .ask_to_delete("default", &["namespace/homeless"])
         .await;
     scene.gone("impatient", "gateway/impatient").await;
-    scene.gone("default", "namespace/homeless").await;
+    scene.gone("homeless", "gateway/homeless").await;
     assert_eq!(scene.made().await, Vec::<String>::new());
     for (namespace, name, device) in [
         ("impatient", "impatient", &devices[0]),
@@ -104,10 +107,9 @@ async fn in_whatever_order_objects_go_nothing_is_left() {
     for name in names {
         scene.programmed(name, name).await;
     }
-    let held = "gateway-exists-finalizer.gateway.networking.k8s.io";
     lab.eventually("the class is held by its Gateways", || async {
         let held_by = scene.finalizers("default", "gatewayclass/order").await;
-        (held_by == [held]).then_some(())
+        (held_by == [IN_USE]).then_some(())
     })
     .await;
 
@@ -119,19 +121,25 @@ async fn in_whatever_order_objects_go_nothing_is_left() {
     // Before the rest of what it needs, after it, and all at once.
     scene.ask_to_delete("first", &["gateway/first"]).await;
     scene.gone("first", "gateway/first").await;
-    lab.delete(&site("first", "order").replace("kind: Gateway\n", "kind: Gateway # gone\n"))
-        .await;
     for object in ["tcproute/last", "service/last", "pod/last", "gateway/last"] {
         scene.ask_to_delete("last", &[object]).await;
         scene.gone("last", object).await;
     }
     scene
-        .ask_to_delete("default", &["namespace/whole", "namespace/last"])
+        .ask_to_delete(
+            "default",
+            &["namespace/first", "namespace/whole", "namespace/last"],
+        )
         .await;
     scene.nothing_left().await;
-    scene.gone("default", "gatewayclass/order").await;
-    scene.gone("default", "namespace/whole").await;
-    scene.gone("default", "namespace/last").await;
+    for object in [
+        "gatewayclass/order",
+        "namespace/first",
+        "namespace/whole",
+        "namespace/last",
+    ] {
+        scene.gone("default", object).await;
+    }
 }
 
 #[tokio::test]
@@ -160,10 +168,11 @@ async fn what_goes_while_the_controller_is_down_is_removed_when_it_is_back() {
     ];
     let remove = r#"--patch=[{"op":"remove","path":"/metadata/finalizers"}]"#;
     lab.kubectl(patch.into_iter().chain([remove])).await;
-    lab.kubectl(["delete", "namespace/forced"]).await;
+    scene.ask_to_delete("default", &["namespace/forced"]).await;
+    scene.gone("forced", "gateway/forced").await;
     scene.scale(2).await;
 
-    scene.gone("default", "namespace/quiet").await;
+    scene.gone("quiet", "gateway/quiet").await;
     scene.nothing_left().await;
     scene.gone("default", "gatewayclass/down").await;
     scene.ask_to_delete(SYSTEM, &["secret/down-oauth"]).await;
@@ -171,7 +180,7 @@ async fn what_goes_while_the_controller_is_down_is_removed_when_it_is_back() {
 
 #[tokio::test]
 #[ignore = "make cluster"]
-async fn a_gateway_that_goes_to_a_foreign_class_is_released() {
+async fn a_gateway_that_goes_to_a_foreign_class_is_released_and_its_old_class_waits_for_that() {
     let scene = Scene::start().await;
     let lab = scene.lab;
     lab.apply(&scene.class("ours")).await;
@@ -184,6 +193,7 @@ spec: {controllerName: example.com/other}
     lab.apply(&site("leaves", "ours")).await;
     scene.programmed("leaves", "leaves").await;
 
+    scene.tailnet.post("/api/stop", json!({})).await;
     let patch = r#"--patch={"spec":{"gatewayClassName":"foreign"}}"#;
     lab.kubectl([
         "patch",
@@ -193,13 +203,21 @@ spec: {controllerName: example.com/other}
         patch,
     ])
     .await;
+    scene.gone(SYSTEM, "pod/leaves-leaves-0").await;
+    scene.ask_to_delete("default", &["gatewayclass/ours"]).await;
+    // Whoever leads next knows no credentials but those of the class.
+    scene.kill_container(&scene.leader().await).await;
+    let class = scene.finalizers("default", "gatewayclass/ours").await;
+    assert_eq!(class, [IN_USE]);
+    scene.tailnet.post("/api/start", json!({})).await;
     scene.nothing_left().await;
+    scene.gone("default", "gatewayclass/ours").await;
     lab.eventually("the finalizer is gone", || async {
         let finalizers = scene.finalizers("leaves", "gateway/leaves").await;
         finalizers.is_empty().then_some(())
     })
     .await;
-    lab.kubectl(["delete", "namespace/leaves"]).await;
+    scene.ask_to_delete("default", &["namespace/leaves"]).await;
+    scene.ask_to_delete(SYSTEM, &["secret/ours-oauth"]).await;
     lab.delete(foreign).await;
-    lab.delete(&scene.class("ours")).await;
 }

@@ -45,9 +45,7 @@ async fn a_state_secret_that_was_lost_is_made_again_and_filled() {
     assert_eq!(scene.device("refill").await, device);
     assert_eq!(scene.keys_minted().await, 1);
     assert_eq!(scene.certificates().await, 1);
-    lab.kubectl(["delete", "namespace/refill"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("refill")).await;
+    scene.end(&["refill"], "refill").await;
 }
 
 #[tokio::test]
@@ -85,9 +83,7 @@ async fn a_state_secret_lost_with_its_pod_is_a_new_node_by_a_new_key() {
     })
     .await;
     assert_eq!(scene.keys_minted().await, 2);
-    lab.kubectl(["delete", "namespace/anew"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("anew")).await;
+    scene.end(&["anew"], "anew").await;
 }
 
 #[tokio::test]
@@ -123,12 +119,9 @@ async fn a_key_is_minted_once_for_a_node_and_no_secret_is_found_anywhere() {
         scene.programmed("keys", name).await;
     }
     assert_eq!(scene.keys_minted().await, 2);
-    assert!(scene.calls("DELETE", "/keys/", 200).await >= 2);
 
     nothing_secret_is_found(&scene).await;
-    lab.kubectl(["delete", "namespace/keys"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("keys")).await;
+    scene.end(&["keys"], "keys").await;
 }
 
 /// In any object or log, but for the Secret of the credentials.
@@ -209,19 +202,17 @@ async fn a_pod_whose_state_cannot_be_written_says_so_and_serves() {
 
     scene.system(["delete", "role/mute-mute"]).await;
     let said = "the node's state cannot be written to Secret mute-mute-state";
-    lab.eventually("the pod is not ready, and says why", || async {
-        let page = scene.admin_page(pod, "/readyz").await.err()?;
-        page.contains(said).then_some(())
-    })
-    .await;
-    assert!(scene.system(["logs", pod]).await.contains(said));
-    lab.eventually("its Gateway is not programmed", || async {
+    lab.eventually("its Gateway is not programmed, and says why", || async {
         let gateway = lab.object("mute", "gateway/mute").await?;
         let conditions = gateway["status"]["conditions"].as_array()?.iter();
         let mut programmed = conditions.filter(|c| c["type"] == "Programmed");
-        programmed.any(|c| c["status"] == "False").then_some(())
+        let why = programmed.find(|c| c["status"] == "False")?["message"]
+            .as_str()?
+            .to_owned();
+        why.contains(said).then_some(())
     })
     .await;
+    assert!(scene.system(["logs", pod]).await.contains(said));
     let mut connection = scene.tailnet.tunnel(&address).await.unwrap();
     echo(&mut connection, "it serves").await;
 
@@ -231,7 +222,5 @@ async fn a_pod_whose_state_cannot_be_written_says_so_and_serves() {
         .await;
     scene.programmed("mute", "mute").await;
     echo(&mut connection, "as before").await;
-    lab.kubectl(["delete", "namespace/mute"]).await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("mute")).await;
+    scene.end(&["mute"], "mute").await;
 }

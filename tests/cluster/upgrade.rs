@@ -76,10 +76,7 @@ async fn an_upgrade_drains_connections_and_keeps_node_and_certificate() {
     assert_eq!(scene.certificates().await, 1);
     assert_eq!(scene.keys_minted().await, 2);
     drop(new);
-    lab.kubectl(["delete", "namespace/pages", "namespace/held"])
-        .await;
-    scene.nothing_left().await;
-    lab.delete(&scene.class("next")).await;
+    scene.end(&["pages", "held"], "next").await;
 }
 
 #[tokio::test]
