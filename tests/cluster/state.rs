@@ -222,5 +222,6 @@ async fn a_pod_whose_state_cannot_be_written_says_so_and_serves() {
         .await;
     scene.programmed("mute", "mute").await;
     echo(&mut connection, "as before").await;
+    drop(connection);
     scene.end(&["mute"], "mute").await;
 }
