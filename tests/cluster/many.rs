@@ -113,7 +113,6 @@ async fn a_hundred_gateways_come_and_go_at_once_with_few_writes() {
     })
     .await;
     let page = controller.metrics().await;
-    println!("{page}");
     assert_eq!(
         sum(&page, "tailway_reconciles_total", &["result=\"error\""]),
         0
@@ -144,7 +143,6 @@ async fn a_hundred_gateways_come_and_go_at_once_with_few_writes() {
     })
     .await;
     let page = controller.metrics().await;
-    println!("{page}");
     // Its workload, while its pod ends, the rest, and once more until that is seen.
     let removals = sum(&page, "tailway_reconciles_total", &["step=\"remove\""]);
     assert!(

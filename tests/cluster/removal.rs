@@ -151,9 +151,14 @@ async fn what_goes_while_the_controller_is_down_is_removed_when_it_is_back() {
     for name in ["quiet", "forced"] {
         lab.apply(&site(name, "down")).await;
     }
-    for name in ["quiet", "forced"] {
+    lab.apply(&scene.class("up")).await;
+    lab.apply(&site("stays", "up")).await;
+    for name in ["quiet", "forced", "stays"] {
         scene.programmed(name, name).await;
     }
+    let url = format!("https://stays.{}/", scene.tailnet.domain());
+    scene.page(&url, "stays /\n").await;
+    let device = scene.device("stays").await;
 
     scene.scale(0).await;
     scene
@@ -170,12 +175,22 @@ async fn what_goes_while_the_controller_is_down_is_removed_when_it_is_back() {
     lab.kubectl(patch.into_iter().chain([remove])).await;
     scene.ask_to_delete("default", &["namespace/forced"]).await;
     scene.gone("forced", "gateway/forced").await;
+    lab.kubectl(["delete", "tcproute/stays", "--namespace=stays"])
+        .await;
+    scene.page(&url, "stays /\n").await;
     scene.scale(2).await;
 
     scene.gone("quiet", "gateway/quiet").await;
-    scene.nothing_left().await;
     scene.gone("default", "gatewayclass/down").await;
     scene.ask_to_delete(SYSTEM, &["secret/down-oauth"]).await;
+    lab.eventually("the route has no more connections", || async {
+        let gateway = lab.object("stays", "gateway/stays").await?;
+        let routes = &gateway["status"]["listeners"][0]["attachedRoutes"];
+        (*routes == 0 && scene.tailnet.visit(&url).await.is_err()).then_some(())
+    })
+    .await;
+    assert_eq!(scene.device("stays").await, device);
+    scene.end(&["stays"], "up").await;
 }
 
 #[tokio::test]

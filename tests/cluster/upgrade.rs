@@ -136,7 +136,7 @@ async fn a_stateful_set_that_cannot_be_changed_is_replaced_under_its_pod() {
         .await;
     scene.ask_to_delete("default", &["namespace/fixed"]).await;
     scene.scale(2).await;
-    scene.gone("default", "namespace/fixed").await;
+    scene.gone("fixed", "gateway/fixed").await;
     scene.nothing_left().await;
     lab.delete(&scene.class("fixed")).await;
 }
