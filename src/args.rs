@@ -1,6 +1,6 @@
 //! The command line: strings become typed values here and nowhere else.
 
-use crate::model::ObjectName;
+use crate::{model::ObjectName, tailnet::is_tag};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -81,17 +81,8 @@ pub struct RunArguments {
     pub node: NodeArguments,
     #[command(flatten)]
     pub limits: LimitArguments,
-    /// Where /healthz, /readyz, /metrics, /config and /status are served
-    #[arg(
-        long,
-        env = "TAILWAY_ADMIN_ADDR",
-        default_value = "127.0.0.1:9090",
-        value_name = "ADDRESS"
-    )]
-    pub admin_addr: SocketAddr,
-    /// How long open connections may go on after SIGTERM or SIGINT; a second signal ends at once
-    #[arg(long, env = "TAILWAY_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
-    pub drain_timeout: Duration,
+    #[command(flatten)]
+    pub admin: AdminArguments,
 }
 
 #[derive(Args, Debug)]
@@ -157,14 +148,8 @@ pub struct ControllerArguments {
         value_name = "NAME"
     )]
     pub lease: String,
-    /// Where /healthz, /readyz, /metrics, /config and /status are served
-    #[arg(
-        long,
-        env = "TAILWAY_ADMIN_ADDR",
-        default_value = "127.0.0.1:9090",
-        value_name = "ADDRESS"
-    )]
-    pub admin_addr: SocketAddr,
+    #[command(flatten)]
+    pub admin: AdminArguments,
     /// End the controller, remove what it made for Gateways in the cluster and in the tailnet, and end
     #[arg(long)]
     pub cleanup: bool,
@@ -223,17 +208,21 @@ pub struct ProxyArguments {
     pub engine: EngineArguments,
     #[command(flatten)]
     pub limits: LimitArguments,
+    #[command(flatten)]
+    pub admin: AdminArguments,
+}
+
+#[derive(Args, Debug)]
+pub struct AdminArguments {
     /// Where /healthz, /readyz, /metrics, /config and /status are served
     #[arg(
-        long,
+        id = "admin_addr",
+        long = "admin-addr",
         env = "TAILWAY_ADMIN_ADDR",
         default_value = "127.0.0.1:9090",
         value_name = "ADDRESS"
     )]
-    pub admin_addr: SocketAddr,
-    /// How long open connections may go on after SIGTERM or SIGINT; a second signal ends at once
-    #[arg(long, env = "TAILWAY_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
-    pub drain_timeout: Duration,
+    pub address: SocketAddr,
 }
 
 #[derive(Args, Debug)]
@@ -295,6 +284,9 @@ pub struct EngineArguments {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArguments {
+    /// How long open connections may go on after SIGTERM or SIGINT; a second signal ends at once
+    #[arg(long, env = "TAILWAY_DRAIN_TIMEOUT", default_value = "30s", value_parser = duration, value_name = "DURATION")]
+    pub drain_timeout: Duration,
     /// How long a TLS handshake may take
     #[arg(long, env = "TAILWAY_HANDSHAKE_TIMEOUT", default_value = "10s", value_parser = duration, value_name = "DURATION")]
     pub handshake_timeout: Duration,
@@ -359,17 +351,11 @@ fn object_name(text: &str) -> Result<ObjectName, String> {
     }
 }
 
-/// Parses a tag as the tailnet policy spells it: `tag:`, a letter, then letters, digits and dashes.
 fn tag(text: &str) -> Result<String, String> {
-    let name = text.trim().strip_prefix("tag:").unwrap_or_default();
-    let legal = name.starts_with(|c: char| c.is_ascii_alphabetic())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-    if legal {
-        Ok(text.trim().to_owned())
-    } else {
-        Err("a tag is `tag:` and a letter, then letters, digits and dashes".into())
+    let text = text.trim();
+    match is_tag(text) {
+        true => Ok(text.to_owned()),
+        false => Err("a tag is `tag:` and a letter, then letters, digits and dashes".into()),
     }
 }
 

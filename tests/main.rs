@@ -12,6 +12,7 @@
 )]
 
 mod cluster;
+mod controller;
 mod discovery;
 mod floors;
 mod golden;

@@ -100,7 +100,7 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     let client = Client::try_default()
         .await
         .map_err(|error| ControllerError::Kubernetes(error.into()))?;
-    let admin = Admin::bind(arguments.admin_addr).await?;
+    let admin = Admin::bind(arguments.admin.address).await?;
     let listener = discovery::Listener::bind(arguments.discovery_addr).await?;
     let metrics = Metrics::default();
     let (world, worlds) = watch::channel(Arc::<World>::default());

@@ -50,7 +50,7 @@ pub async fn proxy(arguments: ProxyArguments) -> Result<(), ProxyError> {
     let engine = &arguments.engine;
     tailnet::set_memory(engine.engine_memory, Some(engine.engine_gc))?;
     let metrics = Metrics::default();
-    let admin = Admin::bind(arguments.admin_addr).await?;
+    let admin = Admin::bind(arguments.admin.address).await?;
     let view = Arc::new(View {
         metrics: metrics.clone(),
         shown: Mutex::default(),
@@ -259,7 +259,7 @@ impl Pod {
 
     async fn end(&mut self) {
         if let Some(gateway) = self.gateway.take() {
-            gateway.end(self.arguments.drain_timeout).await;
+            gateway.end(self.arguments.limits.drain_timeout).await;
         }
     }
 }

@@ -58,7 +58,7 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
         .await
         .unwrap_or_else(|| Ok(Loaded::default()))?;
     let nodes = Nodes::new(&arguments.node)?;
-    let admin = Admin::bind(arguments.admin_addr).await?;
+    let admin = Admin::bind(arguments.admin.address).await?;
     tracing::info!(address = %admin.address(), "admin pages");
 
     let settings = GatewaySettings {
@@ -75,7 +75,7 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
     });
     let admin = tokio::spawn(admin.serve(Arc::clone(&view) as Arc<dyn admin::View>));
 
-    let mut runner = Runner::new(nodes, settings, view, arguments.drain_timeout);
+    let mut runner = Runner::new(nodes, settings, view, arguments.limits.drain_timeout);
     runner.load(loaded);
     tokio::select! {
         () = runner.follow(changes) => {}

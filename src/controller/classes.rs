@@ -302,8 +302,12 @@ async fn tell(notes: &mpsc::Sender<Note>, class: &str, verdict: Verdict) {
 
 fn reason(error: &ApiError) -> &'static str {
     match error {
-        ApiError::Settings(_) | ApiError::Tags { .. } => c::INVALID_PARAMETERS,
-        ApiError::Credentials { .. } | ApiError::IdentityToken(_) => c::INVALID_CREDENTIALS,
+        ApiError::Settings(_) | ApiError::Tags { .. } | ApiError::Tailnet { .. } => {
+            c::INVALID_PARAMETERS
+        }
+        ApiError::Credentials { .. }
+        | ApiError::IdentityToken(_)
+        | ApiError::FederatedIdentity { .. } => c::INVALID_CREDENTIALS,
         ApiError::MissingScope { .. } => c::MISSING_SCOPE,
         ApiError::RateLimited { .. } => c::API_RATE_LIMITED,
         _ => c::API_UNREACHABLE,

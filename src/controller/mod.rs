@@ -32,7 +32,7 @@ pub use minter::Minter;
 pub use names::workload_name;
 pub use owned::{Follower, Owned};
 pub use parameters::Defaults;
-pub use status::{StatusWrite, plan};
+pub use status::{News, StatusWrite, plan};
 pub use workload::{AUDIENCE, AUTHORITY, Made, Site, WorkloadInput};
 pub use world::{Engine, Note, Values, World};
 pub use writer::{FIELD_MANAGER, Writer};

@@ -488,3 +488,6 @@ fn problem(pod: &Pod) -> String {
     }
     "it has not started".into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@ use crate::{
     tailnet::{
         Secret,
         api::{Credentials, IdentityToken},
+        is_tag,
     },
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
@@ -197,26 +198,20 @@ fn client_of(name: &ObjectName, world: &World) -> Result<CredentialSource, Strin
     })
 }
 
-/// A node that an OAuth client lets in has tags, which are `tag:` and a letter, then letters,
-/// digits and dashes (tailcfg.CheckTag).
+/// A node that an OAuth client lets in has tags.
 fn check_tags(tags: &[String]) -> Result<(), String> {
-    let is_legal = |tag: &&String| {
-        tag.strip_prefix("tag:").is_some_and(|name| {
-            name.starts_with(|c: char| c.is_ascii_alphabetic())
-                && name
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-        })
-    };
     if tags.iter().all(|tag| tag.is_empty()) {
         return Err(format!(
             "there are no tags for the nodes: set the annotation {TAGS} of the GatewayClass, or tags in its TailscaleTailnet, to tags that the OAuth client owns"
         ));
     }
-    match tags.iter().find(|tag| !is_legal(tag)) {
+    match tags.iter().find(|tag| !is_tag(tag)) {
         None => Ok(()),
         Some(tag) => Err(format!(
             "{tag:?} is no tag: write `tag:` and a letter, then letters, digits and dashes"
         )),
     }
 }
+
+#[cfg(test)]
+mod tests;

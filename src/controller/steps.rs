@@ -267,3 +267,6 @@ impl<'a> Case<'a> {
 pub(super) fn has_finalizer(gateway: &Gateway) -> bool {
     gateway.finalizers().iter().any(|f| f == FINALIZER)
 }
+
+#[cfg(test)]
+mod tests;

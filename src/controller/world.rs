@@ -240,3 +240,51 @@ async fn until(instant: Option<Instant>) {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// What follows from these.
+    pub(in crate::controller) fn world(
+        objects: impl IntoIterator<Item = Object>,
+        notes: impl IntoIterator<Item = Note>,
+    ) -> World {
+        let mut engine = Engine::new("tailway-system".into(), Metrics::default());
+        let changes = objects.into_iter().map(Change::Apply);
+        changes.for_each(|change| engine.change(change));
+        notes.into_iter().for_each(|note| engine.note(note));
+        engine.change(Change::Listed);
+        engine.note(Note::Listed);
+        engine.evaluate()
+    }
+
+    pub(in crate::controller) fn accepted(class: &str) -> Note {
+        Note::Verdict(class.into(), Verdict::Accepted)
+    }
+
+    /// A class of ours whose credentials are in a Secret.
+    pub(in crate::controller) fn class(name: &str, secret: &str) -> Value {
+        json!({
+            "metadata": {
+                "name": name,
+                "annotations": {"tailway.michaelbeaumont.github.io/tags": "tag:web"},
+            },
+            "spec": {
+                "controllerName": CONTROLLER,
+                "parametersRef": {
+                    "group": "", "kind": "Secret", "name": secret, "namespace": "tailway-system",
+                },
+            },
+        })
+    }
+
+    pub(in crate::controller) fn credentials(name: &str) -> Object {
+        let secret = json!({
+            "metadata": {"name": name, "namespace": "tailway-system"},
+            "data": {"client_id": "aWQ=", "client_secret": "c2VjcmV0"},
+        });
+        Object::Secret(serde_json::from_value(secret).unwrap())
+    }
+}

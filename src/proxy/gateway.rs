@@ -1,16 +1,17 @@
 //! One Gateway as a tailnet node: joins, obtains its certificate, serves, and says how it stands.
 
 use super::{
-    CertificateState, IssueError, Issuer, Limits, PortError, Proxy, Schedule, TailnetCertificate,
+    CertificateState, Limits, PortError, Proxy, Schedule, TailnetCertificate,
+    renewal::{Renewal, wants_tailnet_certificate},
 };
 use crate::{
     drain::Drain,
     metrics::Metrics,
     model::{
-        Certificate, CertificateReport, Issuance, NodeReport, Port, Programmed, Snapshot,
-        TailnetReport, TailnetState, TlsListener, Unready,
+        CertificateReport, Issuance, NodeReport, Programmed, Snapshot, TailnetReport, TailnetState,
+        Unready,
     },
-    tailnet::{self, Node, NodeConfig, Status},
+    tailnet::{Node, NodeConfig, Status},
 };
 use std::{
     sync::Arc,
@@ -35,9 +36,6 @@ pub struct Gateway {
     drain: Drain,
     task: JoinHandle<()>,
 }
-
-/// How long an ACME exchange may take; an issuer that limits answers much sooner.
-const ISSUE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// How long the engine of a node may take to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -183,7 +181,7 @@ impl Serving {
             let status = statuses.borrow_and_update().clone();
             let state = certificate.borrow_and_update().clone();
             self.tell_login(&status, &mut login);
-            renewal.name(&status, &snapshot);
+            renewal.tell(&status, &snapshot);
             self.observe(&status, &state);
             let report = report_of(&snapshot, &status, &state, &errors);
             self.reports.send_if_modified(|current| {
@@ -396,102 +394,12 @@ fn waiting_for(status: &Status) -> String {
     }
 }
 
-fn tls_listeners(snapshot: &Snapshot) -> impl Iterator<Item = &TlsListener> {
-    snapshot.ports.values().flat_map(|port| match port {
-        Port::Tcp(_) => &[][..],
-        Port::Tls(listeners) => listeners,
-    })
-}
-
-/// Whether clients of the node's name are meant by a listener that serves its certificate.
-fn wants_tailnet_certificate(snapshot: &Snapshot, name: &str) -> bool {
-    tls_listeners(snapshot).any(|listener| listener.certificates.tailnet && is_for(listener, name))
-}
-
-fn is_for(listener: &TlsListener, name: &str) -> bool {
-    listener
-        .hostname
-        .as_ref()
-        .is_none_or(|hostname| hostname.matches(name))
-}
-
-/// Keeps the certificate of the node's name while a listener wants it.
-struct Renewal {
-    domain: watch::Sender<Option<String>>,
-    task: JoinHandle<()>,
-}
-
-impl Renewal {
-    fn start(node: Node, certificate: Arc<TailnetCertificate>, schedule: Schedule) -> Self {
-        let (domain, mut domains) = watch::channel::<Option<String>>(None);
-        let task = tokio::spawn(async move {
-            loop {
-                let domain = domains.borrow_and_update().clone();
-                let maintain = async {
-                    match &domain {
-                        Some(domain) => certificate.maintain(domain, &node, &schedule).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    () = maintain => {}
-                    changed = domains.changed() => if changed.is_err() { return },
-                }
-            }
-        });
-        Self { domain, task }
-    }
-
-    /// Names the certificate that is wanted; a change starts over at once.
-    fn name(&self, status: &Status, snapshot: &Snapshot) {
-        let wanted = (status.is_running() && wants_tailnet_certificate(snapshot, &status.dns_name))
-            .then(|| status.dns_name.clone())
-            .filter(|name| !name.is_empty());
-        self.domain.send_if_modified(|domain| {
-            // Without the tailnet for a moment, the name stays what it was.
-            let changed = wanted.is_some() && *domain != wanted;
-            if changed {
-                *domain = wanted;
-            }
-            changed
-        });
-    }
-}
-
-impl Drop for Renewal {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-impl Issuer for Node {
-    async fn issue(&self, domain: &str, min_validity: Duration) -> Result<Certificate, IssueError> {
-        let pem = self
-            .certificate(domain, min_validity, ISSUE_TIMEOUT)
-            .await
-            .map_err(|error| {
-                let retry_after = match &error {
-                    tailnet::Error::Certificate { retry_after, .. } => *retry_after,
-                    _ => None,
-                };
-                IssueError {
-                    message: error.to_string(),
-                    retry_after,
-                }
-            })?;
-        Certificate::from_pem(pem.as_bytes(), pem.as_bytes()).map_err(|error| IssueError {
-            message: format!(
-                "the tailnet gave a certificate for {domain} that cannot be used: {error}"
-            ),
-            retry_after: None,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Certificates, HostnamePattern, NodeName, NodeSpec, ObjectName};
+    use crate::model::{
+        Certificates, HostnamePattern, NodeName, NodeSpec, ObjectName, Port, TlsListener,
+    };
 
     fn snapshot(hostname: Option<&str>) -> Snapshot {
         let listener = TlsListener {

@@ -32,3 +32,14 @@ pub use process::{
 };
 pub use secret_store::{SecretStore, StoreError};
 pub use status::{Peers, Status};
+
+/// Whether this is a tag of a tailnet's policy: `tag:` and a letter, then letters, digits and
+/// dashes (tailcfg.CheckTag).
+pub fn is_tag(text: &str) -> bool {
+    text.strip_prefix("tag:").is_some_and(|name| {
+        name.starts_with(|c: char| c.is_ascii_alphabetic())
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    })
+}

@@ -2,7 +2,11 @@
 
 use super::lab::{Lab, Tier};
 use serde_json::Value;
-use std::{collections::BTreeMap, fs};
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 const INSTALL: &str = "manifests/install.yaml";
 const SYSTEM: &str = "tailway-system";
@@ -180,8 +184,12 @@ async fn the_controller_may_write_the_finalizers_of_a_gateway_and_nothing_else_o
         lab.try_kubectl(arguments.into_iter().chain([patch])).await
     };
     let only = "writes statuses and finalizers of Gateways and their classes, and nothing else";
+    // A policy is known to the API server a moment after it was written.
+    let tries = AtomicUsize::new(0);
     lab.eventually("the policy is in force", || async {
-        let refused = patch(r#"{"metadata":{"labels":{"a":"b"}}}"#).await.err()?;
+        let value = tries.fetch_add(1, Ordering::Relaxed);
+        let change = format!(r#"{{"metadata":{{"labels":{{"try":"{value}"}}}}}}"#);
+        let refused = patch(&change).await.err()?;
         assert!(refused.contains(only), "{refused}");
         Some(())
     })

@@ -3,6 +3,9 @@
 //! `make cluster` runs them.
 
 mod absence;
+mod changes;
+mod classes;
+mod conflicts;
 mod hands;
 pub mod lab;
 mod leader;
@@ -10,9 +13,11 @@ mod life;
 mod manifests;
 mod many;
 pub mod network;
+mod readme;
 mod removal;
 mod scene;
 mod smoke;
 mod state;
 pub mod tailnet;
 mod upgrade;
+mod views;

@@ -108,6 +108,7 @@ type registry struct {
 	grants   []grant
 	filter   []filterRule
 	approval bool          // new nodes wait for approval
+	noHTTPS  bool          // nodes are promised no certificates
 	changed  chan struct{} // closed and replaced at each change
 }
 

@@ -188,6 +188,22 @@ func TestRenameChangesNameAndCertificateName(t *testing.T) {
 	}
 }
 
+func TestATailnetWithoutHTTPSPromisesNoCertificates(t *testing.T) {
+	tailnet := startTailnet(t, Config{})
+	client := localClient(t, join(t, tailnet, "web"))
+	for _, enabled := range []bool{false, true} {
+		must(t, tailnet, "POST", "/https", map[string]bool{"enabled": enabled}, nil)
+		eventually(t, "the node is told", func() bool {
+			status, err := client.Status(testContext(t))
+			return err == nil && (len(status.CertDomains) == 1) == enabled
+		})
+		_, _, err := client.CertPair(testContext(t), "web.tail1234.ts.net")
+		if (err == nil) != enabled {
+			t.Fatalf("with HTTPS %v, a certificate gives %v", enabled, err)
+		}
+	}
+}
+
 func state(t *testing.T, client interface {
 	StatusWithoutPeers(context.Context) (*ipnstate.Status, error)
 }) string {
@@ -474,6 +490,7 @@ func TestTheAdminAPIRefusesWhatItCannotDo(t *testing.T) {
 		{"POST", "/nodes/nobody/rename", `{"name":"Not A Label"}`, 400},
 		{"POST", "/nodes/nobody/capabilities", `[]`, 400},
 		{"POST", "/auth-keys", `{"tags":["web"]}`, 400},
+		{"POST", "/https", `{"on":true}`, 400},
 		{"POST", "/filter", `{}`, 400},
 		{"POST", "/filter", `{"rules":[{"src":["*"],"dst":["*"],"ports":["99999"]}]}`, 400},
 		{"POST", "/acme/rate-limit", `{}`, 400},
