@@ -6,9 +6,13 @@ use super::{
     world::{Note, World},
 };
 use crate::{
-    api::{CONTROLLER, conditions as c, gateway_api::gatewayclasses::GatewayClass},
+    api::{
+        CONTROLLER, conditions as c,
+        gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
+    },
     index::Verdict,
     metrics::Metrics,
+    model::Table,
     tailnet::api::{ApiClient, ApiError, ApiSettings},
 };
 use kube::{
@@ -17,7 +21,7 @@ use kube::{
 };
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, btree_map::Entry},
     convert::Infallible,
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -43,6 +47,19 @@ pub struct Classes {
     clients: Arc<Clients>,
     notes: mpsc::Sender<Note>,
     trials: BTreeMap<String, Trial>,
+    /// By Gateways, and by what was made for them: a Gateway may have gone, or to another class,
+    /// before its node.
+    wanted: Used<Gateway>,
+    made: Used<Workload>,
+    /// What was looked at last.
+    seen: Arc<World>,
+}
+
+/// How many objects use each class.
+#[derive(Debug)]
+struct Used<T> {
+    objects: Table<T>,
+    by_class: BTreeMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -124,6 +141,9 @@ impl Classes {
             clients,
             notes,
             trials: BTreeMap::new(),
+            wanted: Used::default(),
+            made: Used::default(),
+            seen: Arc::default(),
         }
     }
 
@@ -137,12 +157,15 @@ impl Classes {
                 worlds.borrow_and_update().clone(),
                 owned.borrow_and_update().clone(),
             );
+            let mut done = true;
             if world.listed && there.listed {
-                self.look(&world, &there).await;
+                done = self.look(&world, &there).await;
+                self.seen = if done { world } else { Arc::default() };
             }
             let changed = tokio::select! {
                 changed = worlds.changed() => changed,
                 changed = owned.changed() => changed,
+                () = tokio::time::sleep(FIRST_RETRY), if !done => Ok(()),
             };
             if changed.is_err() {
                 std::future::pending::<()>().await;
@@ -178,18 +201,27 @@ impl Classes {
         }
     }
 
-    async fn look(&mut self, world: &World, owned: &Owned) {
-        let classes = &world.subjects.classes;
-        let ours = classes
+    /// Whether all was done that is to be done.
+    async fn look(&mut self, world: &World, owned: &Owned) -> bool {
+        let (subjects, seen) = (&world.subjects, &self.seen.subjects);
+        let is_seen = self.seen.listed
+            && subjects.classes.is_same(&seen.classes)
+            && subjects.tailnets.is_same(&seen.tailnets)
+            && Arc::ptr_eq(&world.credentials, &self.seen.credentials);
+        let wanted_as_before = self.wanted.follow(&subjects.gateways, |gateway| {
+            Some(gateway.spec.gateway_class_name.clone())
+        });
+        let made_as_before = self
+            .made
+            .follow(&owned.workloads, |workload| workload.class().cloned());
+        if is_seen && wanted_as_before && made_as_before {
+            return true;
+        }
+        let mut done = true;
+        let ours = subjects
+            .classes
             .iter()
             .filter(|(_, class)| class.spec.controller_name == CONTROLLER);
-        let gateways = world.subjects.gateways.values();
-        let workloads = owned.workloads.values().filter_map(Workload::class);
-        let used: BTreeSet<_> = gateways
-            .map(|gateway| gateway.spec.gateway_class_name.as_str())
-            // A Gateway may have gone, or to another class, before its node.
-            .chain(workloads.map(String::as_str))
-            .collect();
         let mut gone = std::mem::take(&mut self.trials);
         for (name, class) in ours {
             let name = &name.name;
@@ -199,11 +231,13 @@ impl Classes {
                 _ => self.start(name, parameters).await,
             };
             self.trials.insert(name.clone(), trial);
-            let in_use = used.contains(name.as_str());
+            let in_use = self.wanted.contains(name) || self.made.contains(name);
             if let Err(error) = self.keep(class, in_use).await {
                 tracing::warn!(class = name, %error, "its finalizer could not be written");
+                done = false;
             }
         }
+        done
     }
 
     /// A class that Gateways use is not to go before them (Gateway API,
@@ -252,6 +286,46 @@ impl Classes {
         Trial {
             parameters,
             task: None,
+        }
+    }
+}
+
+// === impl Used ===
+
+impl<T> Used<T> {
+    fn contains(&self, class: &str) -> bool {
+        self.by_class.contains_key(class)
+    }
+
+    /// Whether the same classes are used as before.
+    fn follow(&mut self, objects: &Table<T>, class: fn(&T) -> Option<String>) -> bool {
+        let mut same = true;
+        for name in objects.differences(&self.objects) {
+            if let Some(class) = objects.get(name).and_then(|object| class(object)) {
+                let count = self.by_class.entry(class).or_default();
+                same &= *count > 0;
+                *count += 1;
+            }
+            if let Some(class) = self.objects.get(name).and_then(|object| class(object))
+                && let Entry::Occupied(mut entry) = self.by_class.entry(class)
+            {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                    same = false;
+                }
+            }
+        }
+        self.objects = objects.clone();
+        same
+    }
+}
+
+impl<T> Default for Used<T> {
+    fn default() -> Self {
+        Self {
+            objects: Table::default(),
+            by_class: BTreeMap::new(),
         }
     }
 }

@@ -6,8 +6,10 @@ use super::{
     workload::ADMIN_PORT,
     world::Note,
 };
-use crate::api::STATE_REPORT;
-use crate::model::{NodeReport, ObjectName, Programmed, Unready};
+use crate::{
+    api::STATE_REPORT,
+    model::{NodeReport, ObjectName, Programmed, Table, Unready},
+};
 use futures_util::{Stream, StreamExt, stream::SelectAll};
 use k8s_openapi::{
     api::{
@@ -36,7 +38,7 @@ use tokio::sync::{mpsc, watch};
 /// What is there of the Gateways' workloads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owned {
-    pub workloads: BTreeMap<ObjectName, Workload>,
+    pub workloads: Table<Workload>,
     /// Whether all has been listed.
     pub listed: bool,
 }
@@ -83,6 +85,9 @@ enum Seen {
     Secret(Event<Secret>),
 }
 
+/// Events that are taken in at once.
+const BATCH: usize = 256;
+
 type Events = SelectAll<Pin<Box<dyn Stream<Item = Result<Seen, watcher::Error>> + Send>>>;
 
 /// Follows the workloads, tells the index what their nodes say, and publishes all that is there.
@@ -92,6 +97,8 @@ pub struct Follower {
     namespace: String,
     notes: mpsc::Sender<Note>,
     owned: Owned,
+    /// The workloads when the index was told last, and what it was told.
+    told_of: Table<Workload>,
     told: BTreeMap<ObjectName, NodeReport>,
     /// Names seen since a kind began to be listed anew, by kind.
     listing: [BTreeSet<(ObjectName, String)>; 3],
@@ -107,6 +114,7 @@ impl Follower {
             namespace,
             notes,
             owned: Owned::default(),
+            told_of: Table::default(),
             told: BTreeMap::new(),
             listing: Default::default(),
             listed: [false; 3],
@@ -118,31 +126,33 @@ impl Follower {
         events.push(self.events::<StatefulSet>(Seen::Set));
         events.push(self.events::<Pod>(Seen::Pod));
         events.push(self.events::<Secret>(Seen::Secret));
+        let mut events = events.ready_chunks(BATCH);
         let mut inquiry = Inquiry::new();
         let (mut failing, mut told) = (false, false);
         loop {
             // The watches never end.
-            tokio::select! {
-                Some(event) = events.next() => match event {
+            let some_events = tokio::select! {
+                Some(some_events) = events.next() => some_events,
+                turn = inquiry.next() => {
+                    match turn {
+                        Turn::Answer((gateway, pod), reason) => self.hear(&gateway, &pod, reason),
+                        Turn::Ask => inquiry.ask(self.owned.unexplained()),
+                    }
+                    Vec::new()
+                }
+            };
+            for event in some_events {
+                match event {
                     Ok(seen) => {
                         failing = false;
                         self.take(seen);
                     }
-                    Err(error) => {
-                        if !failing {
-                            tracing::warn!(%error, "a watch of tailway's own objects failed, it goes on when the API server answers");
-                        }
+                    Err(error) if !failing => {
+                        tracing::warn!(%error, "a watch of tailway's own objects failed, it goes on when the API server answers");
                         failing = true;
-                        continue;
                     }
-                },
-                turn = inquiry.next() => match turn {
-                    Turn::Answer((gateway, pod), reason) => self.hear(&gateway, &pod, reason),
-                    Turn::Ask => {
-                        inquiry.ask(self.owned.unexplained());
-                        continue;
-                    }
-                },
+                    Err(_) => {}
+                }
             }
             self.owned.listed = self.listed == [true; 3];
             if self.owned.listed {
@@ -153,7 +163,8 @@ impl Follower {
                     let _ = self.notes.send(Note::Listed).await;
                 }
                 published.send_if_modified(|current| {
-                    let changed = **current != self.owned;
+                    let changed =
+                        !current.listed || !current.workloads.is_same(&self.owned.workloads);
                     if changed {
                         *current = Arc::new(self.owned.clone());
                     }
@@ -212,23 +223,19 @@ impl Follower {
             Event::InitDone => {
                 self.listed[kind] = true;
                 let listing = std::mem::take(&mut self.listing[kind]);
-                for (gateway, workload) in &mut self.owned.workloads {
+                for (gateway, workload) in &self.owned.workloads.clone() {
                     for name in workload.names(kind) {
-                        if !listing.contains(&(gateway.clone(), name.clone())) {
-                            remove(workload, &name);
+                        if !listing.contains(&(ObjectName::clone(gateway), name.clone())) {
+                            self.change(gateway, |workload| remove(workload, &name));
                         }
                     }
                 }
-                self.drop_empty();
             }
             Event::Apply(object) => drop(self.apply(&object, put)),
             Event::Delete(object) => {
-                let gateway = gateway_of(object.meta());
-                let workload = gateway.and_then(|g| self.owned.workloads.get_mut(&g));
-                if let Some(workload) = workload {
-                    remove(workload, &object.name_any());
+                if let Some(gateway) = gateway_of(object.meta()) {
+                    self.change(&gateway, |workload| remove(workload, &object.name_any()));
                 }
-                self.drop_empty();
             }
         }
     }
@@ -239,45 +246,43 @@ impl Follower {
         put: fn(&K, &mut Workload),
     ) -> Option<(ObjectName, String)> {
         let gateway = gateway_of(object.meta())?;
-        put(
-            object,
-            self.owned.workloads.entry(gateway.clone()).or_default(),
-        );
+        self.change(&gateway, |workload| put(object, workload));
         Some((gateway, object.name_any()))
     }
 
     fn hear(&mut self, gateway: &ObjectName, pod: &str, reason: String) {
-        let workload = self.owned.workloads.get_mut(gateway);
-        let pod = workload.and_then(|workload| workload.pods.get_mut(pod));
-        if let Some(pod) = pod.filter(|pod| pod.problem == NOT_READY) {
-            pod.says = reason;
-        }
+        self.change(gateway, |workload| {
+            let pod = workload.pods.get_mut(pod);
+            if let Some(pod) = pod.filter(|pod| pod.problem == NOT_READY) {
+                pod.says = reason;
+            }
+        });
     }
 
-    fn drop_empty(&mut self) {
-        self.owned.workloads.retain(|_, workload| {
-            workload.stateful_set.is_some()
-                || workload.secret.is_some()
-                || !workload.pods.is_empty()
-        });
+    fn change(&mut self, gateway: &ObjectName, change: impl FnOnce(&mut Workload)) {
+        let there = self.owned.workloads.get(gateway);
+        let mut workload = there.map_or_else(Workload::default, |there| Workload::clone(there));
+        change(&mut workload);
+        let workload = Some(workload).filter(|workload| !workload.is_empty());
+        self.owned.workloads.settle(gateway, workload);
     }
 
     /// Tells the index of what changed.
     async fn tell(&mut self) {
-        let now: BTreeMap<_, _> = self
-            .owned
-            .workloads
-            .iter()
-            .filter_map(|(name, workload)| Some((name.clone(), workload.report()?)))
-            .collect();
-        let gone = self.told.keys().filter(|name| !now.contains_key(name));
-        let gone = gone.map(|name| Note::Report(name.clone(), None));
-        let changed = now
-            .iter()
-            .filter(|(name, report)| self.told.get(*name) != Some(report))
-            .map(|(name, report)| Note::Report(name.clone(), Some(report.clone())));
-        let notes: Vec<_> = gone.chain(changed).collect();
-        self.told = now;
+        let workloads = &self.owned.workloads;
+        let mut notes = Vec::new();
+        for gateway in workloads.differences(&self.told_of) {
+            let report = workloads.get(gateway).and_then(|w| w.report());
+            if self.told.get(gateway) == report.as_ref() {
+                continue;
+            }
+            match &report {
+                Some(report) => drop(self.told.insert(gateway.clone(), report.clone())),
+                None => drop(self.told.remove(gateway)),
+            }
+            notes.push(Note::Report(gateway.clone(), report));
+        }
+        self.told_of = workloads.clone();
         for note in notes {
             // Without a receiver the process is on its way out.
             let _ = self.notes.send(note).await;
@@ -306,7 +311,7 @@ impl Owned {
             let unready = unready.filter(|(_, pod)| pod.problem == NOT_READY && !pod.ending);
             unready.filter_map(|(name, pod)| {
                 let address = SocketAddr::new(pod.address?, ADMIN_PORT);
-                Some(((gateway.clone(), name.clone()), address))
+                Some(((ObjectName::clone(gateway), name.clone()), address))
             })
         });
         pods.collect()
@@ -380,6 +385,10 @@ impl Workload {
             }
             Some((name, pod)) => Some(format!("pod {name}: {}", pod.says)),
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.stateful_set.is_none() && self.secret.is_none() && self.pods.is_empty()
     }
 
     fn names(&self, kind: usize) -> Vec<String> {

@@ -296,7 +296,7 @@ fn tailnet_report(snapshot: &Snapshot, status: &Status) -> TailnetReport {
         )
     } else if !status.is_running() {
         (not_running(status), waiting_for(status))
-    } else if name.is_empty() {
+    } else if name.is_empty() || status.magic_dns_off {
         (TailnetState::MagicDnsDisabled, NO_NAME.into())
     } else if status.is_renamed() {
         (
@@ -365,7 +365,7 @@ fn with_time(message: String, until: Option<SystemTime>) -> String {
 }
 
 const NO_NAME: &str =
-    "the tailnet gave the node no name: enable MagicDNS in the DNS page of the admin console";
+    "no client finds the node by its name: enable MagicDNS in the DNS page of the admin console";
 
 fn waiting_for_certificate(name: &str, certificate: &CertificateState) -> String {
     if !certificate.error.is_empty() {

@@ -17,6 +17,8 @@ pub struct Status {
     pub ips: Vec<IpAddr>,
     /// MagicDNS suffix of the tailnet.
     pub domain: String,
+    /// Whether the tailnet has MagicDNS off, so that peers cannot ask for the name.
+    pub magic_dns_off: bool,
     /// Names the tailnet issues certificates for to this node.
     pub cert_domains: Vec<String>,
     pub node_id: String,

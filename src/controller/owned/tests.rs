@@ -128,7 +128,7 @@ fn a_pod_that_does_not_report_why_it_is_not_ready_is_asked_and_believed() {
     let mut silent = workload(Some(pod(running)), Some(report(Programmed::Generation(3))));
     let name = ObjectName::new("web", "web");
     let owned = |workload: &Workload| Owned {
-        workloads: BTreeMap::from([(name.clone(), workload.clone())]),
+        workloads: [(name.clone(), workload.clone())].into_iter().collect(),
         listed: true,
     };
     let address: SocketAddr = "10.0.0.7:9090".parse().unwrap();

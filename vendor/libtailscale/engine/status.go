@@ -23,6 +23,7 @@ type status struct {
 	DNSName      string   `json:"dns_name"`
 	IPs          []string `json:"ips"`
 	Domain       string   `json:"domain"`
+	MagicDNSOff  bool     `json:"magic_dns_off"`
 	CertDomains  []string `json:"cert_domains"`
 	NodeID       string   `json:"node_id"`
 	User         string   `json:"user"`
@@ -206,6 +207,7 @@ func (w *statusWatcher) build() *status {
 	}
 	if st.CurrentTailnet != nil {
 		s.Domain = st.CurrentTailnet.MagicDNSSuffix
+		s.MagicDNSOff = !st.CurrentTailnet.MagicDNSEnabled
 	}
 	if self := st.Self; self != nil {
 		s.DNSName = strings.TrimSuffix(self.DNSName, ".")

@@ -26,6 +26,7 @@
 //	POST   /auth-keys                  {"login","tags","ephemeral","reusable","preauthorized","expires_in"} → {"auth_key"}
 //	POST   /approval                   {"required":true}: later nodes wait for it unless their key is preauthorized
 //	POST   /https                      {"enabled":false}: no certificates for nodes; true: again
+//	POST   /magic-dns                  {"enabled":false}: nobody can ask for names, which takes certificates along
 //	POST   /api/clients                {"scopes","tags","owned_tags","federated":{…}} → {"client_id","client_secret"}
 //	DELETE /api/clients/ID             its tokens end with it
 //	POST   /api/tokens/revoke          every token ends before its time

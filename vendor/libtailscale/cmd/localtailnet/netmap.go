@@ -101,11 +101,11 @@ func (r *registry) mapLocked(n *node, formerPeers []tailcfg.NodeID) *tailcfg.Map
 		Domain:        r.config.Domain,
 		PacketFilters: map[string][]tailcfg.FilterRule{"*": nil, "base": r.packetFilterLocked(n)},
 		DNSConfig: &tailcfg.DNSConfig{
-			Proxied: true,
+			Proxied: !r.noMagicDNS,
 			Domains: []string{r.config.Domain},
 		},
 	}
-	if !r.noHTTPS {
+	if !r.noHTTPS && !r.noMagicDNS {
 		self.CapMap[tailcfg.CapabilityHTTPS] = []tailcfg.RawMessage{}
 		response.DNSConfig.CertDomains = []string{n.name + "." + r.config.Domain}
 	}

@@ -188,18 +188,21 @@ func TestRenameChangesNameAndCertificateName(t *testing.T) {
 	}
 }
 
-func TestATailnetWithoutHTTPSPromisesNoCertificates(t *testing.T) {
+func TestATailnetWithoutHTTPSOrMagicDNSPromisesNoCertificates(t *testing.T) {
 	tailnet := startTailnet(t, Config{})
 	client := localClient(t, join(t, tailnet, "web"))
-	for _, enabled := range []bool{false, true} {
-		must(t, tailnet, "POST", "/https", map[string]bool{"enabled": enabled}, nil)
-		eventually(t, "the node is told", func() bool {
-			status, err := client.Status(testContext(t))
-			return err == nil && (len(status.CertDomains) == 1) == enabled
-		})
-		_, _, err := client.CertPair(testContext(t), "web.tail1234.ts.net")
-		if (err == nil) != enabled {
-			t.Fatalf("with HTTPS %v, a certificate gives %v", enabled, err)
+	for _, feature := range []string{"/https", "/magic-dns"} {
+		for _, enabled := range []bool{false, true} {
+			must(t, tailnet, "POST", feature, map[string]bool{"enabled": enabled}, nil)
+			eventually(t, "the node is told", func() bool {
+				status, err := client.Status(testContext(t))
+				magicDNS := enabled || feature != "/magic-dns"
+				return err == nil && (len(status.CertDomains) == 1) == enabled && status.CurrentTailnet.MagicDNSEnabled == magicDNS
+			})
+			_, _, err := client.CertPair(testContext(t), "web.tail1234.ts.net")
+			if (err == nil) != enabled {
+				t.Fatalf("with %s %v, a certificate gives %v", feature, enabled, err)
+			}
 		}
 	}
 }
