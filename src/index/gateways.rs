@@ -457,7 +457,11 @@ impl Candidate<'_> {
         report: Option<&NodeReport>,
     ) -> Option<Finding> {
         if let Some(finding) = unaccepted {
-            return Some(Finding::new(c::INVALID, finding.message.clone()));
+            let reason = match finding.reason {
+                c::PENDING => c::PENDING,
+                _ => c::INVALID,
+            };
+            return Some(Finding::new(reason, finding.message.clone()));
         }
         let node = match &self.node {
             Ok(node) => node,
