@@ -18,6 +18,7 @@ use crate::{
     proxy::Limits,
     source::{self, LoadError},
 };
+use std::sync::Arc;
 
 /// What `tailway check` found.
 #[derive(Debug)]
@@ -47,12 +48,12 @@ pub fn check(arguments: &CheckArguments) -> Result<Checked, LoadError> {
 }
 
 /// Snapshots as the admin server shows them, secrets redacted.
-fn snapshots_yaml<'a>(snapshots: impl Iterator<Item = &'a Snapshot>) -> String {
-    let yaml = |snapshot: &Snapshot| match serde_saphyr::to_string(snapshot) {
+fn snapshots_yaml<'a>(snapshots: impl IntoIterator<Item = &'a Arc<Snapshot>>) -> String {
+    let yaml = |snapshot: &Arc<Snapshot>| match serde_saphyr::to_string(&**snapshot) {
         Ok(text) => format!("---\n{text}"),
         Err(error) => format!("---\n# {} cannot be written: {error}\n", snapshot.gateway),
     };
-    snapshots.map(yaml).collect()
+    snapshots.into_iter().map(yaml).collect()
 }
 
 impl From<&LimitArguments> for Limits {

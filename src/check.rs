@@ -2,7 +2,7 @@
 
 use crate::{
     api::{CONTROLLER, conditions as c},
-    index::status::{Condition, GatewayStatus, ParentRef, Statuses, Unclaimed},
+    index::status::{Condition, GatewayStatus, ParentRef, Statuses},
     model::ObjectName,
 };
 use serde::Serialize;
@@ -58,10 +58,10 @@ pub fn problems(statuses: &Statuses) -> Vec<String> {
 
 fn rows(statuses: &Statuses) -> Vec<Row> {
     let mut rows = Vec::new();
-    for class in &statuses.classes {
+    for class in statuses.classes.values() {
         rows.extend(told("GatewayClass", &class.name, "", &class.conditions));
     }
-    for gateway in &statuses.gateways {
+    for gateway in statuses.gateways.values() {
         let name = gateway.name.to_string();
         rows.extend(told("Gateway", &name, "", &gateway.conditions));
         for listener in &gateway.listeners {
@@ -77,23 +77,25 @@ fn rows(statuses: &Statuses) -> Vec<Row> {
             }));
         }
     }
-    for route in &statuses.tcp_routes {
+    for (key, route) in &statuses.routes {
         let name = route.name.to_string();
         for parent in &route.parents {
             let part = part(&parent.parent_ref);
-            rows.extend(told("TCPRoute", &name, &part, &parent.conditions));
+            rows.extend(told(key.kind.as_str(), &name, &part, &parent.conditions));
         }
     }
-    rows.extend(statuses.unclaimed.iter().map(|unclaimed| Row {
-        mark: Mark::Refusal,
-        kind: unclaimed.kind.to_string(),
-        name: unclaimed.name.to_string(),
-        part: String::new(),
-        condition: "",
-        status: "",
-        reason: "",
-        message: unclaimed.message.clone(),
-    }));
+    for (key, messages) in &statuses.unclaimed {
+        rows.extend(messages.iter().map(|message| Row {
+            mark: Mark::Refusal,
+            kind: key.kind.to_string(),
+            name: key.name.to_string(),
+            part: String::new(),
+            condition: "",
+            status: "",
+            reason: "",
+            message: message.clone(),
+        }));
+    }
     rows
 }
 
@@ -151,7 +153,7 @@ fn told<'a>(
 
 /// The Gateways that are not programmed and why, a line each.
 pub fn unprogrammed(statuses: &Statuses) -> String {
-    let waiting = statuses.gateways.iter().flat_map(|gateway| {
+    let waiting = statuses.gateways.values().flat_map(|gateway| {
         let programmed = gateway
             .conditions
             .iter()
@@ -218,7 +220,7 @@ fn render(rows: &[Row]) -> String {
 
 /// The statuses as YAML documents, each as the object would carry it.
 pub fn yaml(statuses: &Statuses) -> String {
-    let classes = statuses.classes.iter().map(|class| {
+    let classes = statuses.classes.values().map(|class| {
         document(
             "gateway.networking.k8s.io/v1",
             "GatewayClass",
@@ -228,7 +230,7 @@ pub fn yaml(statuses: &Statuses) -> String {
             },
         )
     });
-    let gateways = statuses.gateways.iter().map(|gateway| {
+    let gateways = statuses.gateways.values().map(|gateway| {
         document(
             "gateway.networking.k8s.io/v1",
             "Gateway",
@@ -236,23 +238,19 @@ pub fn yaml(statuses: &Statuses) -> String {
             &GatewayBody::of(gateway),
         )
     });
-    let routes = statuses.tcp_routes.iter().map(|route| {
+    let routes = statuses.routes.iter().map(|(key, route)| {
         document(
             "gateway.networking.k8s.io/v1",
-            "TCPRoute",
+            key.kind.as_str(),
             &route.name,
             &RouteBody {
                 parents: &route.parents,
             },
         )
     });
-    let unclaimed = statuses.unclaimed.iter().map(|unclaimed| {
-        let Unclaimed {
-            kind,
-            name,
-            message,
-        } = unclaimed;
-        format!("---\n# {kind} {name}: {message}\n")
+    let unclaimed = statuses.unclaimed.iter().flat_map(|(key, messages)| {
+        let messages = messages.iter();
+        messages.map(move |message| format!("---\n# {} {}: {message}\n", key.kind, key.name))
     });
     classes
         .chain(gateways)

@@ -121,7 +121,7 @@ fn outputs(case: &Path) -> BTreeMap<&'static str, String> {
     } = index.evaluate();
     let snapshots: String = snapshots
         .values()
-        .map(|snapshot| format!("---\n{}", serde_saphyr::to_string(snapshot).unwrap()))
+        .map(|snapshot| format!("---\n{}", serde_saphyr::to_string(&**snapshot).unwrap()))
         .collect();
     let verdict = if statuses.all_accepted() {
         "all accepted"

@@ -1,5 +1,7 @@
 //! What holds of the index whatever the objects are.
 
+mod changes;
+
 use proptest::{prelude::*, sample::select};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -161,7 +163,7 @@ proptest! {
     #[test]
     fn just_the_accepted_listeners_are_served(objects in objects()) {
         let outcome = outcome(objects);
-        for status in &outcome.statuses.gateways {
+        for status in outcome.statuses.gateways.values() {
             let accepted: BTreeSet<_> = status
                 .listeners
                 .iter()

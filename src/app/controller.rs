@@ -223,7 +223,7 @@ fn serve_snapshots(
     tasks.spawn(async move {
         while worlds.changed().await.is_ok() {
             let world = worlds.borrow_and_update().clone();
-            target.publish(world.outcome.snapshots.clone());
+            target.publish(&world.outcome.snapshots);
         }
         "the publisher"
     });

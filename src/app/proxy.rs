@@ -327,7 +327,7 @@ impl admin::View for View {
     }
 
     fn config(&self) -> String {
-        snapshots_yaml(self.shown().snapshot.iter().map(Arc::as_ref))
+        snapshots_yaml(&self.shown().snapshot)
     }
 
     fn status(&self) -> String {

@@ -248,7 +248,7 @@ impl Runner {
             .gateways
             .iter()
             .filter(
-                |(name, running)| match (running, outcome.snapshots.get(name)) {
+                |(name, running)| match (running, outcome.snapshots.get(*name)) {
                     (Running::Up { hostname, .. }, Some(snapshot)) => {
                         snapshot.node.name.as_str() != hostname
                     }
@@ -259,11 +259,12 @@ impl Runner {
             .map(|(name, _)| name.clone())
             .collect();
         gone.into_iter().for_each(|name| self.retire(name));
-        for (name, snapshot) in outcome.snapshots {
-            match self.gateways.get(&name) {
+        for (name, snapshot) in &outcome.snapshots {
+            let snapshot = Snapshot::clone(snapshot);
+            match self.gateways.get(&**name) {
                 Some(Running::Up { gateway, .. }) => gateway.apply(snapshot),
                 Some(Running::Ending) => {} // started again once it has ended
-                None => self.start(name, snapshot),
+                None => self.start(ObjectName::clone(name), snapshot),
             }
         }
     }
@@ -316,20 +317,21 @@ impl Runner {
                 self.index.report(name.clone(), report.clone());
                 let outcome = self.evaluate();
                 if let Some(Running::Up { told, .. }) = self.gateways.get_mut(&name) {
-                    tell(&name, &report, told, outcome.snapshots.get(&name));
+                    let snapshot = outcome.snapshots.get(&name);
+                    tell(&name, &report, told, snapshot.map(|snapshot| &**snapshot));
                 }
             }
             Event::Ended(name) => {
                 self.gateways.remove(&name);
                 self.index.forget_report(&name);
-                if let Some(snapshot) = self.evaluate().snapshots.remove(&name) {
-                    self.start(name, snapshot);
+                if let Some(snapshot) = self.evaluate().snapshots.get(&name) {
+                    self.start(name, Snapshot::clone(snapshot));
                 }
             }
         }
     }
 
-    fn evaluate(&self) -> Outcome {
+    fn evaluate(&mut self) -> Outcome {
         let outcome = self.index.evaluate();
         *self.view.outcome() = outcome.clone();
         outcome

@@ -5,9 +5,13 @@ use super::{
     world::{Note, World},
 };
 use crate::{
-    api::{CONTROLLER, conditions as c, gateway_api::gatewayclasses::GatewayClass},
+    api::{
+        CONTROLLER, conditions as c,
+        gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
+    },
     index::Verdict,
     metrics::Metrics,
+    model::Table,
     tailnet::api::{ApiClient, ApiError, ApiSettings},
 };
 use kube::{
@@ -16,7 +20,7 @@ use kube::{
 };
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, btree_map::Entry},
     convert::Infallible,
     fmt,
     sync::{Arc, Mutex, PoisonError},
@@ -42,6 +46,16 @@ pub struct Classes {
     clients: Arc<Clients>,
     notes: mpsc::Sender<Note>,
     trials: BTreeMap<String, Trial>,
+    used: Used,
+    /// What was looked at last.
+    seen: Arc<World>,
+}
+
+/// How many Gateways each class has.
+#[derive(Debug, Default)]
+struct Used {
+    gateways: Table<Gateway>,
+    by_class: BTreeMap<String, usize>,
 }
 
 #[derive(Debug)]
@@ -123,17 +137,24 @@ impl Classes {
             clients,
             notes,
             trials: BTreeMap::new(),
+            used: Used::default(),
+            seen: Arc::default(),
         }
     }
 
     pub async fn run(mut self, mut worlds: watch::Receiver<Arc<World>>) -> Infallible {
         loop {
             let world = worlds.borrow_and_update().clone();
+            let mut done = true;
             if world.listed {
-                self.look(&world).await;
+                done = self.look(&world).await;
+                self.seen = if done { world } else { Arc::default() };
             }
-            if worlds.changed().await.is_err() {
-                std::future::pending::<()>().await;
+            tokio::select! {
+                changed = worlds.changed() => if changed.is_err() {
+                    std::future::pending::<()>().await;
+                },
+                () = tokio::time::sleep(FIRST_RETRY), if !done => {}
             }
         }
     }
@@ -166,15 +187,22 @@ impl Classes {
         }
     }
 
-    async fn look(&mut self, world: &World) {
-        let classes = &world.subjects.classes;
-        let ours = classes
+    /// Whether all was done that is to be done.
+    async fn look(&mut self, world: &World) -> bool {
+        let (subjects, seen) = (&world.subjects, &self.seen.subjects);
+        let is_seen = self.seen.listed
+            && subjects.classes.is_same(&seen.classes)
+            && subjects.tailnets.is_same(&seen.tailnets)
+            && Arc::ptr_eq(&world.credentials, &self.seen.credentials);
+        let is_used_as_before = self.used.follow(&subjects.gateways);
+        if is_seen && is_used_as_before {
+            return true;
+        }
+        let mut done = true;
+        let ours = subjects
+            .classes
             .iter()
             .filter(|(_, class)| class.spec.controller_name == CONTROLLER);
-        let gateways = world.subjects.gateways.values();
-        let used: BTreeSet<_> = gateways
-            .map(|gateway| gateway.spec.gateway_class_name.as_str())
-            .collect();
         let mut gone = std::mem::take(&mut self.trials);
         for (name, class) in ours {
             let name = &name.name;
@@ -184,11 +212,13 @@ impl Classes {
                 _ => self.start(name, parameters).await,
             };
             self.trials.insert(name.clone(), trial);
-            let in_use = used.contains(name.as_str());
+            let in_use = self.used.by_class.contains_key(name);
             if let Err(error) = self.keep(class, in_use).await {
                 tracing::warn!(class = name, %error, "its finalizer could not be written");
+                done = false;
             }
         }
+        done
     }
 
     /// A class that Gateways use is not to go before them (Gateway API,
@@ -238,6 +268,34 @@ impl Classes {
             parameters,
             task: None,
         }
+    }
+}
+
+// === impl Used ===
+
+impl Used {
+    /// Whether the same classes are used as before.
+    fn follow(&mut self, gateways: &Table<Gateway>) -> bool {
+        let class = |gateway: &Gateway| gateway.spec.gateway_class_name.clone();
+        let mut same = true;
+        for name in gateways.differences(&self.gateways) {
+            if let Some(gateway) = gateways.get(name) {
+                let count = self.by_class.entry(class(gateway)).or_default();
+                same &= *count > 0;
+                *count += 1;
+            }
+            if let Some(gateway) = self.gateways.get(name)
+                && let Entry::Occupied(mut entry) = self.by_class.entry(class(gateway))
+            {
+                *entry.get_mut() -= 1;
+                if *entry.get() == 0 {
+                    entry.remove();
+                    same = false;
+                }
+            }
+        }
+        self.gateways = gateways.clone();
+        same
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     owned::Owned,
     parameters::Defaults,
     removal::Removed,
+    schedule::Schedule,
     steps::{Applied, Case, Known, Step, has_finalizer},
     workload::{Site, WorkloadInput, kinds},
     world::World,
@@ -75,6 +76,13 @@ pub struct Gateways {
     known: HashMap<ObjectName, Known>,
     running: JoinSet<(ObjectName, Result<Done, Failure>)>,
     busy: BTreeSet<ObjectName>,
+    /// What was looked at last.
+    seen: (Arc<World>, Arc<Owned>),
+    /// Gateways to be looked at.
+    due: BTreeSet<ObjectName>,
+    /// When Gateways that failed are tried again, and when others are to be looked at.
+    retries: Schedule,
+    looks: Schedule,
 }
 
 pub(super) struct Shared {
@@ -115,6 +123,10 @@ impl Gateways {
             known: HashMap::new(),
             running: JoinSet::new(),
             busy: BTreeSet::new(),
+            seen: <(Arc<World>, Arc<Owned>)>::default(),
+            due: BTreeSet::new(),
+            retries: Schedule::default(),
+            looks: Schedule::default(),
         }
     }
 
@@ -129,7 +141,7 @@ impl Gateways {
                 owned.borrow_and_update().clone(),
             );
             if world.listed && there.listed {
-                self.look(&world, &there);
+                self.look(world, there);
             }
             self.wait(&mut worlds, &mut owned).await;
         }
@@ -141,9 +153,9 @@ impl Gateways {
         worlds: &mut watch::Receiver<Arc<World>>,
         owned: &mut watch::Receiver<Arc<Owned>>,
     ) {
-        let retry = self.next_retry();
-        let waiting = self.known.values().filter(|known| known.retry_at.is_some());
-        let pending = self.busy.len() + waiting.count();
+        let retry = self.retries.next().into_iter().chain(self.looks.next());
+        let retry = retry.min();
+        let pending = self.busy.len() + self.retries.len();
         self.shared.metrics.reconciles_pending(pending);
         let gone = tokio::select! {
             changed = worlds.changed() => changed.is_err(),
@@ -161,51 +173,64 @@ impl Gateways {
         }
     }
 
-    fn look(&mut self, world: &World, owned: &Owned) {
-        let names: BTreeSet<_> = world
-            .subjects
-            .gateways
-            .keys()
-            .chain(owned.workloads.keys())
-            .cloned()
-            .collect();
-        self.known.retain(|name, _| names.contains(name));
+    /// Looks at the Gateways for which anything changed, and at those that are due.
+    fn look(&mut self, world: Arc<World>, owned: Arc<Owned>) {
         let now = Instant::now();
-        for name in names {
-            if self.busy.contains(&name) {
-                continue;
-            }
-            let known = self.known.entry(name.clone()).or_default();
-            let gateway = world.subjects.gateways.get(&name);
-            known.see(gateway);
-            if known.retry_at.is_some_and(|at| at > now) {
-                continue;
-            }
-            known.retry_at = None;
-            let case = Case {
-                settings: &self.shared.settings,
-                world,
-                name: &name,
-                gateway: gateway.map(Arc::as_ref),
-                workload: owned.workloads.get(&name),
-            };
-            if let Some(step) = case.step(known) {
-                let (shared, gateway) = (Arc::clone(&self.shared), gateway.cloned());
-                self.busy.insert(name.clone());
-                self.running.spawn(async move {
-                    // The semaphore is never closed.
-                    let _permit = shared.permits.acquire().await;
-                    let label = step.label();
-                    let result = shared.take(step, &name, gateway.as_deref()).await;
-                    shared.metrics.reconciled(label, result.is_ok());
-                    (name, result)
-                });
-            }
+        self.due.extend(changed(&self.seen, &world, &owned));
+        self.due.extend(self.retries.take_due(now));
+        self.due.extend(self.looks.take_due(now));
+        let due = std::mem::take(&mut self.due);
+        let (later, due): (BTreeSet<_>, _) =
+            due.into_iter().partition(|name| self.busy.contains(name));
+        self.due = later;
+        for name in due {
+            self.look_at(&name, &world, &owned, now);
+            let known = self.known.get(&name);
+            let (retry, look) = known.map_or((None, None), |k| (k.retry_at, k.look_at));
+            self.retries.set(&name, retry);
+            self.looks.set(&name, look);
+        }
+        self.seen = (world, owned);
+    }
+
+    fn look_at(&mut self, name: &ObjectName, world: &World, owned: &Owned, now: Instant) {
+        let gateway = world.subjects.gateways.get(name);
+        let workload = owned.workloads.get(name);
+        if gateway.is_none() && workload.is_none() {
+            self.known.remove(name);
+            return;
+        }
+        let known = self.known.entry(name.clone()).or_default();
+        known.see(gateway);
+        if known.retry_at.is_some_and(|at| at > now) {
+            return;
+        }
+        known.retry_at = None;
+        let case = Case {
+            settings: &self.shared.settings,
+            world,
+            name,
+            gateway: gateway.map(Arc::as_ref),
+            workload: workload.map(Arc::as_ref),
+        };
+        if let Some(step) = case.step(known) {
+            let (shared, gateway, name) =
+                (Arc::clone(&self.shared), gateway.cloned(), name.clone());
+            self.busy.insert(name.clone());
+            self.running.spawn(async move {
+                // The semaphore is never closed.
+                let _permit = shared.permits.acquire().await;
+                let label = step.label();
+                let result = shared.take(step, &name, gateway.as_deref()).await;
+                shared.metrics.reconciled(label, result.is_ok());
+                (name, result)
+            });
         }
     }
 
     fn finish(&mut self, gateway: ObjectName, result: Result<Done, Failure>) {
         self.busy.remove(&gateway);
+        self.due.insert(gateway.clone());
         let known = self.known.entry(gateway.clone()).or_default();
         match result {
             Ok(done) => {
@@ -256,17 +281,34 @@ impl Gateways {
                 if there.workloads.is_empty() && !gateways.any(|gateway| has_finalizer(gateway)) {
                     return;
                 }
-                self.look(&world, &there);
+                self.look(world, there);
             }
             self.wait(&mut worlds, &mut owned).await;
         }
     }
+}
 
-    fn next_retry(&self) -> Option<Instant> {
-        let times = self.known.values();
-        let times = times.flat_map(|known| [known.retry_at, known.look_at]);
-        times.flatten().min()
+/// The Gateways whose next step may be another than it was; all, when it may be that of any.
+fn changed(seen: &(Arc<World>, Arc<Owned>), world: &World, owned: &Owned) -> BTreeSet<ObjectName> {
+    let (before, owned_before) = seen;
+    let (subjects, old) = (&world.subjects, &before.subjects);
+    let same_classes = subjects.classes.is_same(&old.classes)
+        && subjects.tailnets.is_same(&old.tailnets)
+        && Arc::ptr_eq(&world.credentials, &before.credentials);
+    if !same_classes {
+        let gateways = subjects.gateways.keys().chain(old.gateways.keys());
+        let workloads = owned.workloads.keys();
+        let workloads = workloads.chain(owned_before.workloads.keys());
+        let names = gateways.chain(workloads);
+        return names.map(|name| ObjectName::clone(name)).collect();
     }
+    let (snapshots, snapshots_before) = (&world.outcome.snapshots, &before.outcome.snapshots);
+    let names = [
+        subjects.gateways.differences(&old.gateways),
+        snapshots.differences(snapshots_before),
+        owned.workloads.differences(&owned_before.workloads),
+    ];
+    names.into_iter().flatten().cloned().collect()
 }
 
 // === impl Shared ===

@@ -4,8 +4,10 @@ use super::{
     labels::{self, GATEWAY_NAME, GATEWAY_NAMESPACE, MANAGED_BY, MANAGER},
     world::Note,
 };
-use crate::api::STATE_REPORT;
-use crate::model::{NodeReport, ObjectName, Programmed, Unready};
+use crate::{
+    api::STATE_REPORT,
+    model::{NodeReport, ObjectName, Programmed, Table, Unready},
+};
 use futures_util::{Stream, StreamExt, stream::SelectAll};
 use k8s_openapi::{
     api::{
@@ -33,7 +35,7 @@ use tokio::sync::{mpsc, watch};
 /// What is there of the Gateways' workloads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Owned {
-    pub workloads: BTreeMap<ObjectName, Workload>,
+    pub workloads: Table<Workload>,
     /// Whether all has been listed.
     pub listed: bool,
 }
@@ -77,6 +79,9 @@ enum Seen {
     Secret(Event<Secret>),
 }
 
+/// Events that are taken in at once.
+const BATCH: usize = 256;
+
 type Events = SelectAll<Pin<Box<dyn Stream<Item = Result<Seen, watcher::Error>> + Send>>>;
 
 /// Follows the workloads, tells the index what their nodes say, and publishes all that is there.
@@ -86,6 +91,8 @@ pub struct Follower {
     namespace: String,
     notes: mpsc::Sender<Note>,
     owned: Owned,
+    /// The workloads when the index was told last, and what it was told.
+    told_of: Table<Workload>,
     told: BTreeMap<ObjectName, NodeReport>,
     /// Names seen since a kind began to be listed anew, by kind.
     listing: [BTreeSet<(ObjectName, String)>; 3],
@@ -101,6 +108,7 @@ impl Follower {
             namespace,
             notes,
             owned: Owned::default(),
+            told_of: Table::default(),
             told: BTreeMap::new(),
             listing: Default::default(),
             listed: [false; 3],
@@ -112,23 +120,24 @@ impl Follower {
         events.push(self.events::<StatefulSet>(Seen::Set));
         events.push(self.events::<Pod>(Seen::Pod));
         events.push(self.events::<Secret>(Seen::Secret));
+        let mut events = events.ready_chunks(BATCH);
         let (mut failing, mut told) = (false, false);
         loop {
-            let Some(event) = events.next().await else {
+            let Some(some_events) = events.next().await else {
                 std::future::pending::<()>().await;
                 continue; // watches never end
             };
-            match event {
-                Ok(seen) => {
-                    failing = false;
-                    self.take(seen);
-                }
-                Err(error) => {
-                    if !failing {
-                        tracing::warn!(%error, "a watch of tailway's own objects failed, it goes on when the API server answers");
+            for event in some_events {
+                match event {
+                    Ok(seen) => {
+                        failing = false;
+                        self.take(seen);
                     }
-                    failing = true;
-                    continue;
+                    Err(error) if !failing => {
+                        tracing::warn!(%error, "a watch of tailway's own objects failed, it goes on when the API server answers");
+                        failing = true;
+                    }
+                    Err(_) => {}
                 }
             }
             self.owned.listed = self.listed == [true; 3];
@@ -140,7 +149,8 @@ impl Follower {
                     let _ = self.notes.send(Note::Listed).await;
                 }
                 published.send_if_modified(|current| {
-                    let changed = **current != self.owned;
+                    let changed =
+                        !current.listed || !current.workloads.is_same(&self.owned.workloads);
                     if changed {
                         *current = Arc::new(self.owned.clone());
                     }
@@ -199,23 +209,19 @@ impl Follower {
             Event::InitDone => {
                 self.listed[kind] = true;
                 let listing = std::mem::take(&mut self.listing[kind]);
-                for (gateway, workload) in &mut self.owned.workloads {
+                for (gateway, workload) in &self.owned.workloads.clone() {
                     for name in workload.names(kind) {
-                        if !listing.contains(&(gateway.clone(), name.clone())) {
-                            remove(workload, &name);
+                        if !listing.contains(&(ObjectName::clone(gateway), name.clone())) {
+                            self.change(gateway, |workload| remove(workload, &name));
                         }
                     }
                 }
-                self.drop_empty();
             }
             Event::Apply(object) => drop(self.apply(&object, put)),
             Event::Delete(object) => {
-                let gateway = gateway_of(object.meta());
-                let workload = gateway.and_then(|g| self.owned.workloads.get_mut(&g));
-                if let Some(workload) = workload {
-                    remove(workload, &object.name_any());
+                if let Some(gateway) = gateway_of(object.meta()) {
+                    self.change(&gateway, |workload| remove(workload, &object.name_any()));
                 }
-                self.drop_empty();
             }
         }
     }
@@ -226,37 +232,34 @@ impl Follower {
         put: fn(&K, &mut Workload),
     ) -> Option<(ObjectName, String)> {
         let gateway = gateway_of(object.meta())?;
-        put(
-            object,
-            self.owned.workloads.entry(gateway.clone()).or_default(),
-        );
+        self.change(&gateway, |workload| put(object, workload));
         Some((gateway, object.name_any()))
     }
 
-    fn drop_empty(&mut self) {
-        self.owned.workloads.retain(|_, workload| {
-            workload.stateful_set.is_some()
-                || workload.secret.is_some()
-                || !workload.pods.is_empty()
-        });
+    fn change(&mut self, gateway: &ObjectName, change: impl FnOnce(&mut Workload)) {
+        let there = self.owned.workloads.get(gateway);
+        let mut workload = there.map_or_else(Workload::default, |there| Workload::clone(there));
+        change(&mut workload);
+        let workload = Some(workload).filter(|workload| !workload.is_empty());
+        self.owned.workloads.settle(gateway, workload);
     }
 
     /// Tells the index of what changed.
     async fn tell(&mut self) {
-        let now: BTreeMap<_, _> = self
-            .owned
-            .workloads
-            .iter()
-            .filter_map(|(name, workload)| Some((name.clone(), workload.report()?)))
-            .collect();
-        let gone = self.told.keys().filter(|name| !now.contains_key(name));
-        let gone = gone.map(|name| Note::Report(name.clone(), None));
-        let changed = now
-            .iter()
-            .filter(|(name, report)| self.told.get(*name) != Some(report))
-            .map(|(name, report)| Note::Report(name.clone(), Some(report.clone())));
-        let notes: Vec<_> = gone.chain(changed).collect();
-        self.told = now;
+        let workloads = &self.owned.workloads;
+        let mut notes = Vec::new();
+        for gateway in workloads.differences(&self.told_of) {
+            let report = workloads.get(gateway).and_then(|w| w.report());
+            if self.told.get(gateway) == report.as_ref() {
+                continue;
+            }
+            match &report {
+                Some(report) => drop(self.told.insert(gateway.clone(), report.clone())),
+                None => drop(self.told.remove(gateway)),
+            }
+            notes.push(Note::Report(gateway.clone(), report));
+        }
+        self.told_of = workloads.clone();
         for note in notes {
             // Without a receiver the process is on its way out.
             let _ = self.notes.send(note).await;
@@ -336,6 +339,10 @@ impl Workload {
             Some((name, pod)) if pod.ending => Some(format!("pod {name} is ending")),
             Some((name, pod)) => Some(format!("pod {name}: {}", pod.problem)),
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.stateful_set.is_none() && self.secret.is_none() && self.pods.is_empty()
     }
 
     fn names(&self, kind: usize) -> Vec<String> {

@@ -4,7 +4,7 @@ use super::world::World;
 use crate::{
     api::{CONTROLLER, conditions as c},
     index::{
-        Kind,
+        Key, Kind,
         status::{Condition, GatewayStatus, RouteStatus},
     },
     model::ObjectName,
@@ -14,12 +14,12 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{Resource, ResourceExt};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// A status that is not as it should be, and how it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StatusWrite {
-    pub kind: Kind,
-    pub name: ObjectName,
+    pub key: Key,
     /// Of the object this was made from: whoever changed it since goes first.
     pub resource_version: String,
     /// Merge patch (RFC 7396) of `status`.
@@ -57,54 +57,74 @@ const LISTENER_CONDITIONS: &[&str] = &[
 ];
 const PARENT_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS, c::ROUTE_CONFLICTED];
 
-/// The statuses that are not as they should be. `now` is when conditions that change did so.
-pub fn plan(world: &World, now: Timestamp) -> Vec<StatusWrite> {
+/// The objects whose statuses may have to be written, as they or what follows for them changed.
+pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
+    let (now, then) = (&world.outcome.statuses, &before.outcome.statuses);
+    let (subjects, old) = (&world.subjects, &before.subjects);
+    let of_kinds = [
+        (Kind::GatewayClass, now.classes.differences(&then.classes)),
+        (
+            Kind::GatewayClass,
+            subjects.classes.differences(&old.classes),
+        ),
+        (Kind::Gateway, now.gateways.differences(&then.gateways)),
+        (Kind::Gateway, subjects.gateways.differences(&old.gateways)),
+        (
+            Kind::TcpRoute,
+            subjects.tcp_routes.differences(&old.tcp_routes),
+        ),
+    ];
+    let keys = of_kinds.into_iter().flat_map(|(kind, names)| {
+        let key = move |name: &ObjectName| Key {
+            kind,
+            name: name.clone(),
+        };
+        names.into_iter().map(key)
+    });
+    let routes = now.routes.differences(&then.routes);
+    routes.into_iter().cloned().chain(keys).collect()
+}
+
+/// The statuses of these objects that are not as they should be. `now` is when conditions that
+/// change did so.
+pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<StatusWrite> {
     let now = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let mut writes = Vec::new();
-    let statuses = &world.outcome.statuses;
-    for status in &statuses.classes {
-        let name = ObjectName::new("", &status.name);
-        if let Some(class) = world.subjects.classes.get(&name) {
-            let live = value(&class.status);
-            let desired = class_status(&status.conditions, &live, &now);
-            writes.extend(write(
-                Kind::GatewayClass,
-                &name,
-                &**class,
-                &live,
-                desired,
-                &status.conditions,
-            ));
-        }
-    }
-    for status in &statuses.gateways {
-        if let Some(gateway) = world.subjects.gateways.get(&status.name) {
-            let live = value(&gateway.status);
-            let desired = gateway_status(status, &live, &now);
-            writes.extend(write(
-                Kind::Gateway,
-                &status.name,
-                &**gateway,
-                &live,
-                desired,
-                &status.conditions,
-            ));
-        }
-    }
-    let mut routes = statuses.tcp_routes.iter().peekable();
-    for (name, route) in &world.subjects.tcp_routes {
-        // Both are sorted by name; a route without a status may still carry one of ours.
-        let status = routes.next_if(|status| status.name == *name);
-        let live = value(&route.status);
-        let desired = route_status(status, &live, &now);
-        writes.extend(write(Kind::TcpRoute, name, &**route, &live, desired, &[]));
-    }
-    writes
+    let plan = |key: &Key| match key.kind {
+        Kind::GatewayClass => of_class(world, key, &now),
+        Kind::Gateway => of_gateway(world, key, &now),
+        Kind::TcpRoute => of_tcp_route(world, key, &now),
+        _ => None,
+    };
+    objects.iter().filter_map(plan).collect()
+}
+
+fn of_class(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.classes.get(&key.name)?;
+    let class = world.subjects.classes.get(&key.name)?;
+    let live = value(&class.status);
+    let desired = class_status(&status.conditions, &live, now);
+    write(key, &**class, &live, desired, &status.conditions)
+}
+
+fn of_gateway(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.gateways.get(&key.name)?;
+    let gateway = world.subjects.gateways.get(&key.name)?;
+    let live = value(&gateway.status);
+    let desired = gateway_status(status, &live, now);
+    write(key, &**gateway, &live, desired, &status.conditions)
+}
+
+/// A route without a status may still carry one of ours.
+fn of_tcp_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.routes.get(key);
+    let route = world.subjects.tcp_routes.get(&key.name)?;
+    let live = value(&route.status);
+    let desired = route_status(status.map(|status| &**status), &live, now);
+    write(key, &**route, &live, desired, &[])
 }
 
 fn write<K>(
-    kind: Kind,
-    name: &ObjectName,
+    key: &Key,
     object: &K,
     live: &Value,
     desired: Map<String, Value>,
@@ -121,8 +141,7 @@ where
         return None;
     }
     Some(StatusWrite {
-        kind,
-        name: name.clone(),
+        key: key.clone(),
         resource_version: object.resource_version().unwrap_or_default(),
         status: Value::Object(desired),
         news: news(&live["conditions"], conditions),

@@ -3,9 +3,9 @@
 use super::names::workload_name;
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
-    index::{Index, Key, Kind, Outcome, Subjects, Verdict},
+    index::{Index, Key, Kind, Outcome, Subjects, Verdict, status::GatewayStatus},
     metrics::Metrics,
-    model::{NodeReport, ObjectName},
+    model::{NodeReport, ObjectName, Table},
     source::Change,
     tailnet::Secret,
 };
@@ -54,8 +54,16 @@ pub struct Engine {
     workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Classes whose parameters this replica has tried.
     judged: BTreeMap<String, Verdict>,
+    programmed: ProgrammedCount,
     objects_listed: bool,
     reports_listed: bool,
+}
+
+/// Counts the Gateways that are programmed by what changes.
+#[derive(Debug, Default)]
+struct ProgrammedCount {
+    gateways: Table<GatewayStatus>,
+    count: usize,
 }
 
 /// One evaluation is for all that happens with pauses shorter than this,
@@ -79,6 +87,7 @@ impl Engine {
             credentials_shared: Arc::default(),
             workloads: Arc::default(),
             judged: BTreeMap::new(),
+            programmed: ProgrammedCount::default(),
             objects_listed: false,
             reports_listed: false,
         }
@@ -125,10 +134,11 @@ impl Engine {
     fn evaluate(&mut self) -> World {
         let started = Instant::now();
         let outcome = self.index.evaluate();
-        let gateways = &outcome.statuses.gateways;
-        let programmed = gateways.iter().filter(|status| status.is_programmed());
+        let took = started.elapsed();
+        self.programmed.follow(&outcome.statuses.gateways);
+        let gateways = outcome.statuses.gateways.len();
         self.metrics
-            .evaluated(started.elapsed(), programmed.count(), gateways.len());
+            .evaluated(took, self.programmed.count, gateways);
         World {
             outcome,
             subjects: self.index.subjects(),
@@ -231,6 +241,22 @@ impl Engine {
             Kind::GatewayClass => drop(self.judged.remove(&key.name.name)),
             _ => {}
         }
+    }
+}
+
+// === impl ProgrammedCount ===
+
+impl ProgrammedCount {
+    fn follow(&mut self, gateways: &Table<GatewayStatus>) {
+        let is_programmed = |gateways: &Table<GatewayStatus>, name: &ObjectName| {
+            let status = gateways.get(name);
+            usize::from(status.is_some_and(|status| status.is_programmed()))
+        };
+        for name in gateways.differences(&self.gateways) {
+            self.count += is_programmed(gateways, name);
+            self.count -= is_programmed(&self.gateways, name);
+        }
+        self.gateways = gateways.clone();
     }
 }
 

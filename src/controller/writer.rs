@@ -2,10 +2,14 @@
 
 use super::{
     events::{Events, Weight},
-    status::{StatusWrite, plan},
+    status::{StatusWrite, changed, plan},
     world::World,
 };
-use crate::{index::Kind, metrics::Metrics, model::ObjectName, source::served};
+use crate::{
+    index::{Key, Kind},
+    metrics::Metrics,
+    source::served,
+};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use kube::{
@@ -14,9 +18,9 @@ use kube::{
 };
 use serde_json::json;
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     convert::Infallible,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use tokio::sync::watch;
@@ -42,7 +46,9 @@ pub struct Writer {
     resources: BTreeMap<Kind, ApiResource>,
     /// The version of each object that a write was made from: until its watch has told of the
     /// result, there is nothing to add.
-    written: Mutex<HashMap<(Kind, ObjectName), String>>,
+    written: HashMap<Key, String>,
+    /// Objects whose statuses may not be as they should be.
+    unsettled: BTreeSet<Key>,
 }
 
 // === impl Writer ===
@@ -54,40 +60,67 @@ impl Writer {
             events,
             metrics,
             resources: BTreeMap::new(),
-            written: Mutex::default(),
+            written: HashMap::new(),
+            unsettled: BTreeSet::new(),
         }
     }
 
     pub async fn run(mut self, mut worlds: watch::Receiver<Arc<World>>) -> Infallible {
+        let mut before = Arc::<World>::default();
         loop {
             let world = worlds.borrow_and_update().clone();
-            let complete = !world.listed || self.write_all(&world).await;
+            if world.listed {
+                self.unsettled.extend(changed(&world, &before));
+                before = Arc::clone(&world);
+                self.settle(&world).await;
+            }
             tokio::select! {
                 changed = worlds.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
                 },
-                () = tokio::time::sleep(RETRY), if !complete => {}
+                () = tokio::time::sleep(RETRY), if !self.unsettled.is_empty() => {}
             }
         }
     }
 
-    /// Whether all could be written.
-    async fn write_all(&mut self, world: &World) -> bool {
-        let mut writes = plan(world, Timestamp::now());
-        writes.retain(|write| !self.is_written(write));
+    /// Writes what is not as it should be. What could not be written stays unsettled.
+    async fn settle(&mut self, world: &World) {
+        let writes = plan(world, &self.unsettled, Timestamp::now());
         for write in &writes {
-            if !self.resources.contains_key(&write.kind) {
-                match served(&self.client, write.kind).await {
-                    Ok(Some(resource)) => drop(self.resources.insert(write.kind, resource)),
+            let kind = write.key.kind;
+            if !self.resources.contains_key(&kind) {
+                match served(&self.client, kind).await {
+                    Ok(Some(resource)) => drop(self.resources.insert(kind, resource)),
                     Ok(None) => {}
                     Err(error) => {
                         tracing::warn!(%error, "cannot ask the API server for its kinds");
-                        return false;
+                        return;
                     }
                 }
             }
         }
-        let this = &*self;
+        let unsettled = std::mem::take(&mut self.unsettled);
+        let written: HashMap<_, _> = unsettled
+            .iter()
+            .filter_map(|key| self.written.remove_entry(key))
+            .collect();
+        let (waiting, writes): (Vec<_>, Vec<_>) = writes
+            .into_iter()
+            .partition(|write| written.get(&write.key) == Some(&write.resource_version));
+        let waiting = waiting.into_iter();
+        self.written
+            .extend(waiting.map(|write| (write.key, write.resource_version)));
+        let done = self.write_all(writes).await;
+        for (key, version, done) in done {
+            match done {
+                true => drop(self.written.insert(key, version)),
+                false => drop(self.unsettled.insert(key)),
+            }
+        }
+    }
+
+    /// For each write its object and version, and whether it need not be tried again.
+    async fn write_all(&self, writes: Vec<StatusWrite>) -> Vec<(Key, String, bool)> {
         let mut pace = tokio::time::interval(SPACING);
         pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let paced = futures_util::stream::unfold(
@@ -99,9 +132,12 @@ impl Writer {
             },
         );
         paced
-            .map(|write| this.write(write))
+            .map(|write| async move {
+                let done = self.write(&write).await;
+                (write.key, write.resource_version, done)
+            })
             .buffer_unordered(CONCURRENCY)
-            .fold(true, |complete, done| async move { complete && done })
+            .collect()
             .await
     }
 
@@ -127,16 +163,12 @@ impl Writer {
         }
     }
 
-    fn is_written(&self, write: &StatusWrite) -> bool {
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.get(&(write.kind, write.name.clone())) == Some(&write.resource_version)
-    }
-
-    async fn write(&self, write: StatusWrite) -> bool {
-        let Some(resource) = self.resources.get(&write.kind) else {
+    /// Whether it need not be tried again.
+    async fn write(&self, write: &StatusWrite) -> bool {
+        let Key { kind, name } = &write.key;
+        let Some(resource) = self.resources.get(kind) else {
             return true; // the cluster does not serve the kind any more
         };
-        let name = &write.name;
         let client = self.client.clone();
         let api: Api<DynamicObject> = if name.namespace.is_empty() {
             Api::all_with(client, resource)
@@ -157,18 +189,16 @@ impl Writer {
             .patch_status(&name.name, &parameters, &Patch::Merge(patch))
             .await;
         self.metrics
-            .status_written(write.kind.to_string(), result.is_ok());
+            .status_written(kind.to_string(), result.is_ok());
         match result {
             Ok(_) => {
-                self.tell(&write).await;
-                let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-                written.insert((write.kind, write.name), write.resource_version);
+                self.tell(write).await;
                 true
             }
             // Somebody was faster, or it is gone: the watch tells, and it is worked out anew.
             Err(kube::Error::Api(status)) if status.code == 409 || status.code == 404 => true,
             Err(error) => {
-                tracing::warn!(kind = %write.kind, %name, %error, "the status could not be written");
+                tracing::warn!(%kind, %name, %error, "the status could not be written");
                 false
             }
         }

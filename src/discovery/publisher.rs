@@ -3,7 +3,7 @@
 use super::wire::{self, Resources};
 use crate::{
     metrics::{Metrics, PodMeter},
-    model::{ObjectName, Snapshot},
+    model::{ObjectName, Snapshot, Table},
 };
 use std::{
     collections::BTreeMap,
@@ -17,6 +17,8 @@ use tokio::{sync::watch, time::Instant};
 #[derive(Clone, Default)]
 pub struct Publisher {
     gateways: Arc<Mutex<BTreeMap<ObjectName, Entry>>>,
+    /// As they were published last.
+    snapshots: Arc<Mutex<Table<Snapshot>>>,
 }
 
 /// How a connected pod stands with its Snapshot.
@@ -47,7 +49,7 @@ struct Entry {
 
 /// A Snapshot that was published.
 pub(super) struct Published {
-    snapshot: Snapshot,
+    snapshot: Arc<Snapshot>,
     pub(super) since: Instant,
     // Worked out when the first pod needs it: most are followed at another replica.
     encoded: OnceLock<Encoded>,
@@ -75,29 +77,34 @@ pub(super) struct TooMany;
 
 impl Publisher {
     /// Replaces all Snapshots. Pods are told of what changed for them.
-    pub fn publish(&self, snapshots: BTreeMap<ObjectName, Snapshot>) {
+    pub fn publish(&self, snapshots: &Table<Snapshot>) {
         let since = Instant::now();
+        let mut current = self
+            .snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *current, snapshots.clone());
         let mut gateways = self.gateways();
-        for (name, entry) in gateways.iter() {
-            if !snapshots.contains_key(name) {
-                entry.state.send_if_modified(|state| state.take().is_some());
-            }
-        }
-        for (name, snapshot) in snapshots {
-            let entry = gateways.entry(name).or_default();
+        for name in snapshots.differences(&before) {
+            let snapshot = snapshots.get(name);
+            let entry = gateways.entry(name.clone()).or_default();
             entry.state.send_if_modified(|state| {
-                let same = matches!(state, Some(published) if published.snapshot == snapshot);
+                let same = state.as_ref().map(|published| &published.snapshot) == snapshot;
                 if !same {
-                    *state = Some(Arc::new(Published {
-                        snapshot,
-                        since,
-                        encoded: OnceLock::new(),
-                    }));
+                    *state = snapshot.map(|snapshot| {
+                        Arc::new(Published {
+                            snapshot: Arc::clone(snapshot),
+                            since,
+                            encoded: OnceLock::new(),
+                        })
+                    });
                 }
                 !same
             });
+            if snapshot.is_none() && entry.pods.is_empty() {
+                gateways.remove(name);
+            }
         }
-        gateways.retain(|_, entry| entry.state.borrow().is_some() || !entry.pods.is_empty());
     }
 
     /// The pods of a Gateway that are connected to this server.
@@ -182,8 +189,12 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if let Some(entry) = self.publisher.gateways().get_mut(&self.gateway) {
+        let mut gateways = self.publisher.gateways();
+        if let Some(entry) = gateways.get_mut(&self.gateway) {
             entry.pods.remove(&self.id);
+            if entry.pods.is_empty() && entry.state.borrow().is_none() {
+                gateways.remove(&self.gateway);
+            }
         }
     }
 }

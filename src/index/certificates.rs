@@ -6,7 +6,7 @@ use crate::{
         conditions as c,
         gateway_api::gateways::GatewayListenersTlsCertificateRefs as CertificateRef,
     },
-    model::{Certificate, HostnamePattern, NodeName, ObjectName},
+    model::{Certificate, HostnamePattern, ObjectName},
 };
 use k8s_openapi::api::core::v1::Secret;
 
@@ -15,16 +15,8 @@ const TLS_SECRET: &str = "kubernetes.io/tls";
 
 /// What is known of a Secret: the certificate that it holds, or why it can be none. It is parsed
 /// once, when the Secret comes, and nothing else of it is kept.
-#[derive(Clone, Debug)]
-pub(super) struct TlsSecret(Result<Certificate, String>);
-
-/// The node that a Gateway asks to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct WantedNode {
-    pub(super) name: NodeName,
-    /// The name with the tailnet's domain, when the Gateway gives it.
-    pub(super) full: Option<String>,
-}
+pub(super) struct TlsSecret(Result<Certificate, String>);
 
 impl Objects {
     /// The certificate that a reference of a Gateway means.
@@ -107,53 +99,4 @@ fn value(secret: &Secret, key: &str) -> Option<Vec<u8>> {
     let data = secret.data.as_ref().and_then(|data| data.get(key));
     text.map(|text| text.clone().into_bytes())
         .or_else(|| data.map(|data| data.0.clone()))
-}
-
-// === impl WantedNode ===
-
-impl WantedNode {
-    /// Whether a client could mean this node with a name of the pattern. Its full name may be
-    /// known only when it has joined; until then its first label decides.
-    pub(super) fn may_be(&self, hostname: Option<&HostnamePattern>) -> bool {
-        match (hostname, &self.full) {
-            (None, _) | (Some(HostnamePattern::Wildcard(_)), None) => true,
-            (Some(pattern), Some(full)) => pattern.matches(full),
-            (Some(HostnamePattern::Exact(name)), None) => name
-                .split_once('.')
-                .is_some_and(|(label, _)| label == self.name.as_str()),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn node(full: Option<&str>) -> WantedNode {
-        WantedNode {
-            name: NodeName::parse("web").unwrap(),
-            full: full.map(str::to_owned),
-        }
-    }
-
-    fn pattern(text: &str) -> HostnamePattern {
-        HostnamePattern::parse(text).unwrap()
-    }
-
-    #[test]
-    fn a_hostname_is_the_nodes_by_its_full_name_or_else_by_its_first_label() {
-        let named = node(Some("web.tail.ts.net"));
-        for (text, short, full) in [
-            ("web.tail.ts.net", true, true),
-            ("web.other.ts.net", true, false),
-            ("*.tail.ts.net", true, true),
-            ("*.example.com", true, false),
-            ("app.example.com", false, false),
-            ("web", false, false),
-        ] {
-            assert_eq!(node(None).may_be(Some(&pattern(text))), short, "{text}");
-            assert_eq!(named.may_be(Some(&pattern(text))), full, "{text}");
-        }
-        assert!(named.may_be(None));
-    }
 }

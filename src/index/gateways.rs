@@ -1,194 +1,47 @@
-//! GatewayClasses and Gateways: which are ours, their nodes, their Snapshots and statuses.
+//! Gateways: which are ours, their Snapshots and statuses.
 
 use super::{
-    Outcome, Verdict,
-    certificates::WantedNode,
+    backends::Resolved,
+    classes::Class,
     listeners::{Listener, Protocol},
-    objects::{Kind, Objects, generation, precedence},
-    routes::{Attached, attach},
-    status::{
-        Address, ClassStatus, Condition, Finding, GatewayStatus, ListenerStatus, Statuses,
-        Unclaimed,
-    },
+    nodes::{Names, WantedNode, wanted_node},
+    objects::{Key, Objects, Precedence, generation, precedence},
+    routes::Attached,
+    status::{Address, Condition, Finding, GatewayStatus, ListenerStatus},
 };
 use crate::{
-    api::{
-        CONTROLLER, TAILWAY_GROUP, conditions as c,
-        gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway},
-    },
+    api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
-        CertificateReport, Forward, HostnamePattern, Issuance, NodeName, NodeNameError, NodeReport,
-        NodeSpec, ObjectName, Port, Programmed, Snapshot, TailnetState, TcpListener, TlsListener,
-        Unready,
+        CertificateReport, Forward, HostnamePattern, Issuance, NodeName, NodeReport, NodeSpec,
+        ObjectName, Port, Programmed, Snapshot, TailnetState, TcpListener, TlsListener, Unready,
     },
 };
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, btree_map::Entry},
-    sync::Arc,
-};
+use std::{cmp::Reverse, collections::BTreeMap};
 
 /// A Gateway of ours, before routes are looked at.
-pub(super) struct Candidate<'a> {
-    pub(super) name: &'a ObjectName,
-    gateway: &'a Gateway,
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
+    pub(super) name: ObjectName,
+    precedence: Precedence,
+    generation: i64,
     pub(super) listeners: Vec<Listener>,
     /// What is wrong with the parameters, of its class or its own.
     parameters: Result<(), Finding>,
     /// Whether its node is there already. What keeps new nodes from being made, such as
     /// credentials that were revoked, does not end this one.
     has_node: bool,
-    /// The node it is to be, or why it can be none.
+    /// The node it asks to be, or why it can be none.
     node: Result<WantedNode, Finding>,
 }
 
-/// Works out all Snapshots and statuses.
-pub(super) fn evaluate(
-    objects: &Objects,
-    reports: &BTreeMap<ObjectName, NodeReport>,
-    verdicts: Option<&BTreeMap<String, Verdict>>,
-) -> Outcome {
-    let (classes, class_statuses) = classes(objects, verdicts);
-    let mut candidates = candidates(objects, &classes, reports);
-    give_names(&mut candidates);
-    let mut attachments = attach(objects, &candidates);
-    let mut outcome = Outcome {
-        statuses: Statuses {
-            classes: class_statuses,
-            tcp_routes: attachments.statuses,
-            gateways: Vec::new(),
-            unclaimed: without_class(objects)
-                .chain(attachments.unclaimed)
-                .collect(),
-        },
-        ..Outcome::default()
-    };
-    outcome.statuses.unclaimed.sort();
-    for (name, candidate) in &candidates {
-        let attached = attachments.gateways.remove(name).unwrap_or_default();
-        let report = reports.get(name);
-        outcome
-            .statuses
-            .gateways
-            .push(candidate.status(&attached, report));
-        if let Some(snapshot) = candidate.snapshot(attached) {
-            outcome.snapshots.insert(name.clone(), snapshot);
-        }
-    }
-    outcome
-}
-
-/// The classes that are ours, with what is wrong with their parameters, and their statuses.
-fn classes<'a>(
-    objects: &'a Objects,
-    verdicts: Option<&BTreeMap<String, Verdict>>,
-) -> (BTreeMap<&'a str, Result<(), Finding>>, Vec<ClassStatus>) {
-    let mut ours = BTreeMap::new();
-    let mut statuses = Vec::new();
-    for (name, class) in &objects.classes {
-        if class.spec.controller_name != CONTROLLER {
-            continue;
-        }
-        let parameters = match verdicts {
-            None => parameters(objects, class),
-            Some(verdicts) => judged(verdicts.get(&name.name)),
-        };
-        statuses.push(ClassStatus {
-            name: name.name.clone(),
-            conditions: vec![Condition::of(
-                c::ACCEPTED,
-                parameters.clone().err(),
-                generation(&class.metadata),
-            )],
-        });
-        ours.insert(name.name.as_str(), parameters);
-    }
-    (ours, statuses)
-}
-
-/// What a verdict means for a class.
-fn judged(verdict: Option<&Verdict>) -> Result<(), Finding> {
-    match verdict {
-        Some(Verdict::Accepted) => Ok(()),
-        Some(Verdict::Refused { reason, message }) => Err(Finding::new(reason, message.clone())),
-        None => Err(Finding::new(c::PENDING, "its parameters are being tried")),
-    }
-}
-
-/// Gateways whose class nobody has: it may become ours.
-fn without_class(objects: &Objects) -> impl Iterator<Item = Unclaimed> {
-    objects.gateways.iter().filter_map(|(name, gateway)| {
-        let class = &gateway.spec.gateway_class_name;
-        let known = objects.classes.contains_key(&ObjectName::new("", class));
-        (!known).then(|| Unclaimed {
-            kind: Kind::Gateway,
-            name: name.clone(),
-            message: format!(
-                "there is no GatewayClass {class}: add one with controllerName {CONTROLLER}"
-            ),
-        })
-    })
-}
-
-/// Checks what a class refers to. The credentials in it are for the controller; `tailway run` has
-/// its own.
-fn parameters(objects: &Objects, class: &GatewayClass) -> Result<(), Finding> {
-    let Some(reference) = &class.spec.parameters_ref else {
-        return Ok(());
-    };
-    let invalid = |message: String| Err(Finding::new(c::INVALID_PARAMETERS, message));
-    if (reference.group.as_str(), reference.kind.as_str()) == (TAILWAY_GROUP, "TailscaleTailnet") {
-        let name = &reference.name;
-        return match objects.tailnets.get(&ObjectName::new("", name)) {
-            Some(_) => Ok(()),
-            None => invalid(format!(
-                "parametersRef: there is no TailscaleTailnet {name}"
-            )),
-        };
-    }
-    if !reference.group.is_empty() || reference.kind != "Secret" {
-        return invalid(format!(
-            "parametersRef is a {}: a Secret or a TailscaleTailnet can be one",
-            super::qualified(&reference.kind, &reference.group)
-        ));
-    }
-    let Some(namespace) = &reference.namespace else {
-        return invalid(format!(
-            "parametersRef to Secret {} needs a namespace",
-            reference.name
-        ));
-    };
-    let secret = ObjectName::new(namespace, &reference.name);
-    if objects.secrets.contains_key(&secret) {
-        Ok(())
-    } else {
-        invalid(format!("parametersRef: there is no Secret {secret}"))
-    }
-}
-
-/// The Gateways of classes of ours.
-fn candidates<'a>(
-    objects: &'a Objects,
-    classes: &BTreeMap<&str, Result<(), Finding>>,
-    reports: &BTreeMap<ObjectName, NodeReport>,
-) -> BTreeMap<ObjectName, Candidate<'a>> {
-    let candidate = |(name, gateway): (&'a ObjectName, &'a Arc<Gateway>)| {
-        let class = gateway.spec.gateway_class_name.as_str();
-        let parameters =
-            class_parameters(class, classes.get(class)?).and_then(|()| own_parameters(gateway));
-        let node = wanted_node(name, gateway);
-        let listeners = objects.listeners(name, gateway, node.as_ref().ok());
-        let candidate = Candidate {
-            name,
-            gateway,
-            listeners,
-            parameters,
-            node,
-            has_node: reports.contains_key(name),
-        };
-        Some((name.clone(), candidate))
-    };
-    objects.gateways.iter().filter_map(candidate).collect()
+/// All that is known of a Gateway of ours.
+pub(super) struct Known<'a> {
+    pub(super) candidate: &'a Candidate,
+    pub(super) names: &'a Names,
+    pub(super) attached: &'a Attached,
+    /// The backends of all routes.
+    pub(super) resolved: &'a BTreeMap<Key, Resolved>,
+    pub(super) report: Option<&'a NodeReport>,
 }
 
 fn class_parameters(class: &str, parameters: &Result<(), Finding>) -> Result<(), Finding> {
@@ -216,84 +69,33 @@ fn own_parameters(gateway: &Gateway) -> Result<(), Finding> {
     }
 }
 
-/// The node that a Gateway asks for: the first label of its Hostname, else `<name>-<namespace>`.
-/// An address without a value leaves the choice to the tailnet.
-fn wanted_node(name: &ObjectName, gateway: &Gateway) -> Result<WantedNode, Finding> {
-    let mut hostnames = Vec::new();
-    for address in gateway.spec.addresses.iter().flatten() {
-        let kind = address.r#type.as_deref().unwrap_or("IPAddress");
-        let value = address.value.as_deref().unwrap_or_default();
-        match (kind, value) {
-            ("Hostname" | "IPAddress", "") => {}
-            ("Hostname", value) => hostnames.push(value),
-            (kind, value) => {
-                return Err(Finding::new(
-                    c::UNSUPPORTED_ADDRESS,
-                    format!(
-                        "address {value:?} is of type {kind}: the tailnet chooses IP addresses, a Hostname names the node"
-                    ),
-                ));
-            }
-        }
-    }
-    let invalid = |error: NodeNameError| Finding::new(c::INVALID, error.to_string());
-    let (wanted, full) = match hostnames.as_slice() {
-        [] => (format!("{}-{}", name.name, name.namespace), None),
-        [hostname] => {
-            let full = hostname.trim_end_matches('.').to_ascii_lowercase();
-            match full.split_once('.') {
-                Some((label, _)) => (label.to_owned(), Some(full)),
-                None => (full, None),
-            }
-        }
-        several => {
-            return Err(Finding::new(
-                c::ADDRESS_NOT_USABLE,
-                format!(
-                    "a node has one name, but the Gateway asks for {}: leave one Hostname in spec.addresses",
-                    several.join(", ")
-                ),
-            ));
-        }
-    };
-    let name = NodeName::parse(&wanted).map_err(invalid)?;
-    Ok(WantedNode { name, full })
-}
-
-/// Gives each name to the oldest Gateway that asks for it; one that would not be served anyway
-/// asks for none.
-fn give_names(candidates: &mut BTreeMap<ObjectName, Candidate<'_>>) {
-    let mut order: Vec<_> = candidates
-        .iter()
-        .filter(|(_, candidate)| candidate.is_served())
-        .map(|(name, candidate)| precedence(&candidate.gateway.metadata, name))
-        .collect();
-    order.sort();
-    let mut owners: BTreeMap<NodeName, ObjectName> = BTreeMap::new();
-    for (_, name) in order {
-        let Some(candidate) = candidates.get_mut(&name) else {
-            continue;
-        };
-        let Ok(node) = &candidate.node else { continue };
-        match owners.entry(node.name.clone()) {
-            Entry::Vacant(entry) => drop(entry.insert(name)),
-            Entry::Occupied(entry) => {
-                let message = format!(
-                    "the node name {} is that of Gateway {}, which comes first by age, then name: set another Hostname in spec.addresses",
-                    node.name,
-                    entry.get()
-                );
-                candidate.node = Err(Finding::new(c::ADDRESS_NOT_USABLE, message));
-            }
-        }
-    }
-}
-
 // === impl Candidate ===
 
-impl Candidate<'_> {
-    fn generation(&self) -> i64 {
-        generation(&self.gateway.metadata)
+impl Candidate {
+    pub(super) fn new(
+        objects: &Objects,
+        name: &ObjectName,
+        gateway: &Gateway,
+        class: &Class,
+        has_node: bool,
+    ) -> Self {
+        let parameters = class_parameters(&gateway.spec.gateway_class_name, &class.parameters);
+        let node = wanted_node(name, gateway);
+        Self {
+            name: name.clone(),
+            precedence: precedence(&gateway.metadata, name),
+            generation: generation(&gateway.metadata),
+            listeners: objects.listeners(name, gateway, node.as_ref().ok()),
+            parameters: parameters.and_then(|()| own_parameters(gateway)),
+            has_node,
+            node,
+        }
+    }
+
+    /// The name that it asks for; one that would not be served anyway asks for none.
+    pub(super) fn claim(&self) -> Option<(NodeName, Precedence)> {
+        let node = self.node.as_ref().ok().filter(|_| self.is_served())?;
+        Some((node.name.clone(), self.precedence.clone()))
     }
 
     /// Why the Gateway is not accepted as a whole.
@@ -323,29 +125,91 @@ impl Candidate<'_> {
         ))
     }
 
+    fn accepted(&self, unaccepted: Option<Finding>) -> Condition {
+        let invalid: Vec<_> = self
+            .listeners
+            .iter()
+            .filter(|listener| !listener.is_accepted())
+            .map(|listener| listener.name.as_str())
+            .collect();
+        if unaccepted.is_none() && !invalid.is_empty() {
+            let message = format!(
+                "listener {} is not accepted, the others are",
+                invalid.join(", ")
+            );
+            return Condition::new(
+                c::ACCEPTED,
+                true,
+                c::LISTENERS_NOT_VALID,
+                message,
+                self.generation,
+            );
+        }
+        Condition::of(c::ACCEPTED, unaccepted, self.generation)
+    }
+}
+
+// === impl Known ===
+
+impl Known<'_> {
+    /// The node that it is, or why it is none: each name goes to the oldest that asks for it.
+    fn node(&self) -> Result<&WantedNode, Finding> {
+        let node = self.candidate.node.as_ref().map_err(Finding::clone)?;
+        match self.names.owner(&node.name) {
+            Some(owner) if *owner != self.candidate.name => Err(Finding::new(
+                c::ADDRESS_NOT_USABLE,
+                format!(
+                    "the node name {} is that of Gateway {owner}, which comes first by age, then name: set another Hostname in spec.addresses",
+                    node.name
+                ),
+            )),
+            _ => Ok(node),
+        }
+    }
+
     /// What is served: the listeners that are accepted.
-    fn snapshot(&self, attached: Attached) -> Option<Snapshot> {
-        let node = self.node.as_ref().ok()?;
-        if !self.is_served() {
+    pub(super) fn snapshot(&self) -> Option<Snapshot> {
+        let node = self.node().ok()?;
+        if !self.candidate.is_served() {
             return None;
         }
+        let served = self.attached.forwards.values();
+        let backends = served
+            .filter_map(|route| self.resolved.get(route))
+            .flat_map(|resolved| resolved.backends.clone());
         Some(Snapshot {
-            gateway: self.name.clone(),
-            generation: self.generation(),
+            gateway: self.candidate.name.clone(),
+            generation: self.candidate.generation,
             node: NodeSpec {
                 name: node.name.clone(),
             },
-            ports: self.ports(attached.forwards),
-            backends: attached.backends,
+            ports: self.ports(),
+            backends: backends.collect(),
         })
     }
 
+    /// Where the connections of each listener go, by its name.
+    fn forwards(&self) -> BTreeMap<&str, Forward> {
+        let forwards = self.attached.forwards.iter();
+        let forwards = forwards.map(|(listener, route)| {
+            let resolved = self.resolved.get(route);
+            let forward = Forward {
+                route: route.name.clone(),
+                backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
+            };
+            (listener.as_str(), forward)
+        });
+        forwards.collect()
+    }
+
     /// The accepted listeners by port, those of TLS with the most specific hostname first.
-    fn ports(&self, mut forwards: BTreeMap<String, Forward>) -> BTreeMap<u16, Port> {
+    fn ports(&self) -> BTreeMap<u16, Port> {
+        let mut forwards = self.forwards();
         let mut ports = BTreeMap::new();
-        let accepted = self.listeners.iter().filter(|l| l.is_accepted());
+        let listeners = self.candidate.listeners.iter();
+        let accepted = listeners.filter(|l| l.is_accepted());
         for listener in accepted {
-            let route = forwards.remove(&listener.name);
+            let route = forwards.remove(listener.name.as_str());
             let name = listener.name.clone();
             match &listener.protocol {
                 Some(Protocol::Tcp) => {
@@ -386,18 +250,18 @@ impl Candidate<'_> {
         ports
     }
 
-    fn status(&self, attached: &Attached, report: Option<&NodeReport>) -> GatewayStatus {
-        let unaccepted = self.unaccepted();
+    pub(super) fn status(&self) -> GatewayStatus {
+        let generation = self.candidate.generation;
+        let unaccepted = self.candidate.unaccepted();
         // What is served is told, also when it would not be made any more.
-        let unserved = unaccepted.clone().filter(|_| !self.is_served());
-        let programmed = self.unprogrammed(unserved.as_ref(), report);
-        let listeners = self
-            .listeners
-            .iter()
-            .map(|listener| self.listener_status(listener, attached, programmed.as_ref()))
-            .collect();
+        let unserved = unaccepted.clone().filter(|_| !self.candidate.is_served());
+        let programmed = self.unprogrammed(unserved.as_ref());
+        let listeners = self.candidate.listeners.iter();
+        let listeners =
+            listeners.map(|listener| self.listener_status(listener, programmed.as_ref()));
+        let listeners = listeners.collect();
         let mut addresses = Vec::new();
-        if let Some(report) = report.filter(|_| unserved.is_none()) {
+        if let Some(report) = self.report.filter(|_| unserved.is_none()) {
             if !report.dns_name.is_empty() {
                 addresses.push(Address {
                     kind: "Hostname",
@@ -411,51 +275,21 @@ impl Candidate<'_> {
             }));
         }
         let mut conditions = vec![
-            self.accepted(unaccepted),
-            Condition::of(c::PROGRAMMED, programmed, self.generation()),
+            self.candidate.accepted(unaccepted),
+            Condition::of(c::PROGRAMMED, programmed, generation),
         ];
-        conditions.extend(
-            report
-                .into_iter()
-                .flat_map(|report| node_conditions(report, self.generation())),
-        );
+        let reports = self.report.into_iter();
+        conditions.extend(reports.flat_map(|report| node_conditions(report, generation)));
         GatewayStatus {
-            name: self.name.clone(),
+            name: self.candidate.name.clone(),
             addresses,
             conditions,
             listeners,
         }
     }
 
-    fn accepted(&self, unaccepted: Option<Finding>) -> Condition {
-        let invalid: Vec<_> = self
-            .listeners
-            .iter()
-            .filter(|listener| !listener.is_accepted())
-            .map(|listener| listener.name.as_str())
-            .collect();
-        if unaccepted.is_none() && !invalid.is_empty() {
-            let message = format!(
-                "listener {} is not accepted, the others are",
-                invalid.join(", ")
-            );
-            return Condition::new(
-                c::ACCEPTED,
-                true,
-                c::LISTENERS_NOT_VALID,
-                message,
-                self.generation(),
-            );
-        }
-        Condition::of(c::ACCEPTED, unaccepted, self.generation())
-    }
-
     /// Why this generation of the Gateway is not served.
-    fn unprogrammed(
-        &self,
-        unaccepted: Option<&Finding>,
-        report: Option<&NodeReport>,
-    ) -> Option<Finding> {
+    fn unprogrammed(&self, unaccepted: Option<&Finding>) -> Option<Finding> {
         if let Some(finding) = unaccepted {
             let reason = match finding.reason {
                 c::PENDING => c::PENDING,
@@ -463,13 +297,15 @@ impl Candidate<'_> {
             };
             return Some(Finding::new(reason, finding.message.clone()));
         }
-        let node = match &self.node {
+        let node = match self.node() {
             Ok(node) => node,
-            Err(finding) => return Some(finding.clone()),
+            Err(finding) => return Some(finding),
         };
-        match report.map(|report| &report.programmed) {
-            Some(Programmed::Generation(generation)) if *generation == self.generation() => {
-                other_name(node, report)
+        match self.report.map(|report| &report.programmed) {
+            Some(Programmed::Generation(generation))
+                if *generation == self.candidate.generation =>
+            {
+                other_name(node, self.report)
             }
             Some(Programmed::Generation(generation)) => Some(Finding::new(
                 c::PENDING,
@@ -494,10 +330,9 @@ impl Candidate<'_> {
     fn listener_status(
         &self,
         listener: &Listener,
-        attached: &Attached,
         unprogrammed: Option<&Finding>,
     ) -> ListenerStatus {
-        let generation = self.generation();
+        let generation = self.candidate.generation;
         let conflicted = match &listener.conflict {
             Some(finding) => Condition::negative(c::CONFLICTED, finding.clone(), generation),
             None => Condition::new(c::CONFLICTED, false, c::NO_CONFLICTS, "", generation),
@@ -525,7 +360,8 @@ impl Candidate<'_> {
         ListenerStatus {
             name: listener.name.clone(),
             supported_kinds: listener.supported_kinds.clone(),
-            attached_routes: attached
+            attached_routes: self
+                .attached
                 .routes
                 .get(&listener.name)
                 .map_or(0, |routes| i32::try_from(routes.len()).unwrap_or(i32::MAX)),

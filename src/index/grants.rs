@@ -1,6 +1,6 @@
 //! ReferenceGrant: who may refer to what in another namespace.
 
-use super::objects::Objects;
+use super::{links::in_namespace, objects::Objects};
 use crate::{api::GATEWAY_GROUP, model::ObjectName};
 
 /// A reference from an object of the Gateway API to a core object.
@@ -24,21 +24,18 @@ impl Objects {
         if *from_namespace == to.namespace {
             return true;
         }
-        self.grants
-            .iter()
-            .filter(|(name, _)| name.namespace == to.namespace)
-            .any(|(_, grant)| {
-                let from = grant.spec.from.iter().any(|from| {
-                    from.group == GATEWAY_GROUP
-                        && from.kind == *from_kind
-                        && from.namespace == *from_namespace
-                });
-                let to = grant.spec.to.iter().any(|allowed| {
-                    allowed.group.is_empty()
-                        && allowed.kind == *to_kind
-                        && allowed.name.as_ref().is_none_or(|name| *name == to.name)
-                });
-                from && to
-            })
+        in_namespace(&self.grants, &to.namespace).any(|(_, grant)| {
+            let from = grant.from.iter().any(|from| {
+                from.group == GATEWAY_GROUP
+                    && from.kind == *from_kind
+                    && from.namespace == *from_namespace
+            });
+            let to = grant.to.iter().any(|allowed| {
+                allowed.group.is_empty()
+                    && allowed.kind == *to_kind
+                    && allowed.name.as_ref().is_none_or(|name| *name == to.name)
+            });
+            from && to
+        })
     }
 }

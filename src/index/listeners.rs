@@ -1,9 +1,10 @@
 //! Listeners of a Gateway: protocol, certificates, and who may attach.
 
 use super::{
-    certificates::{WantedNode, covers},
+    certificates::covers,
     conflicts::{conflicts, is_passthrough, overlaps},
-    objects::Objects,
+    nodes::WantedNode,
+    objects::{Key, Kind, Objects},
     status::{Finding, RouteKind},
 };
 use crate::{
@@ -60,9 +61,9 @@ enum Allowed {
     Selector(Selector),
 }
 
-pub(super) const TCP_ROUTE: RouteKind = RouteKind {
+const TCP_ROUTE: RouteKind = RouteKind {
     group: GATEWAY_GROUP,
-    kind: "TCPRoute",
+    kind: Kind::TcpRoute.as_str(),
 };
 
 impl Objects {
@@ -296,14 +297,16 @@ impl Listener {
         self.unaccepted.is_none()
     }
 
-    /// Whether a TCPRoute of this namespace may attach.
-    pub(super) fn allows(&self, objects: &Objects, gateway: &ObjectName, namespace: &str) -> bool {
-        if !self.supported_kinds.contains(&TCP_ROUTE) {
+    /// Whether a route may attach.
+    pub(super) fn allows(&self, objects: &Objects, gateway: &ObjectName, route: &Key) -> bool {
+        let mut kinds = self.supported_kinds.iter();
+        if !kinds.any(|kind| kind.kind == route.kind.as_str()) {
             return false;
         }
+        let namespace = &route.name.namespace;
         match &self.allowed {
             Allowed::All => true,
-            Allowed::Same => gateway.namespace == namespace,
+            Allowed::Same => gateway.namespace == *namespace,
             Allowed::None => false,
             Allowed::Selector(selector) => selects(selector, &objects.namespace_labels(namespace)),
         }

@@ -1,38 +1,49 @@
 //! Objects in, Snapshots and statuses out. All rules of the Gateway API live here.
 //!
 //! ```text
-//!   apply / delete / reset ─→ Objects ─┐
-//!   report (what a node says) ─────────┴─→ evaluate ─→ Snapshots, Statuses
+//!   apply / delete / reset ─→ Objects ─┐            ┌─→ Snapshots, Statuses
+//!   report (what a node says) ─────────┼─→ evaluate ┤
+//!   judge (of a class's parameters) ───┘            └── those that did not change are shared
 //!
-//!   evaluate:  GatewayClass ours? ─→ node names ─→ listeners ─→ routes ─→ backends
+//!   evaluate:  classes ─→ Gateways: listeners, node names ─→ routes ─→ backends
 //! ```
+//!
+//! A change marks what depends on it ([`changes`], by way of [`links`]), and only that is worked
+//! out anew ([`evaluation`]). What results is the same as if all were worked out from nothing.
 //!
 //! Synchronous and pure: no I/O and no clock. The same objects give the same result whatever the
 //! order in which they came.
 
 mod backends;
 mod certificates;
+mod changes;
+mod classes;
 mod conflicts;
+mod evaluation;
 mod gateways;
 mod grants;
+mod links;
 mod listeners;
+mod nodes;
 mod objects;
 mod routes;
+mod services;
 pub mod status;
 
 pub use objects::{Key, Kind};
 
 use crate::{
     api::{
-        Object,
         gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway, tcproutes::TcpRoute},
         tailnets::TailscaleTailnet,
     },
-    model::{NodeReport, ObjectName, Snapshot},
+    model::{NodeReport, ObjectName, Snapshot, Table},
 };
+use evaluation::Evaluated;
+use links::{Links, Pending};
 use objects::Objects;
 use status::Statuses;
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 /// The objects known, and what follows from them.
 #[derive(Clone, Debug, Default)]
@@ -40,6 +51,10 @@ pub struct Index {
     objects: Objects,
     reports: BTreeMap<ObjectName, NodeReport>,
     verdicts: Option<BTreeMap<String, Verdict>>,
+    links: Links,
+    pending: Pending,
+    evaluated: Evaluated,
+    outcome: Outcome,
 }
 
 /// What became of the parameters of a GatewayClass when they were tried.
@@ -56,18 +71,18 @@ pub enum Verdict {
 /// The objects that carry statuses of ours, as they were last applied.
 #[derive(Clone, Debug, Default)]
 pub struct Subjects {
-    pub classes: BTreeMap<ObjectName, Arc<GatewayClass>>,
-    pub gateways: BTreeMap<ObjectName, Arc<Gateway>>,
-    pub tcp_routes: BTreeMap<ObjectName, Arc<TcpRoute>>,
+    pub classes: Table<GatewayClass>,
+    pub gateways: Table<Gateway>,
+    pub tcp_routes: Table<TcpRoute>,
     /// They have none; what a GatewayClass refers to.
-    pub tailnets: BTreeMap<ObjectName, Arc<TailscaleTailnet>>,
+    pub tailnets: Table<TailscaleTailnet>,
 }
 
 /// What follows from the objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// Of each Gateway that can be served.
-    pub snapshots: BTreeMap<ObjectName, Snapshot>,
+    pub snapshots: Table<Snapshot>,
     pub statuses: Statuses,
 }
 
@@ -80,11 +95,6 @@ impl Index {
         }
     }
 
-    /// Takes what became of the parameters of a class.
-    pub fn judge(&mut self, class: String, verdict: Verdict) {
-        self.verdicts.get_or_insert_default().insert(class, verdict);
-    }
-
     /// The objects that carry statuses of ours.
     pub fn subjects(&self) -> Subjects {
         Subjects {
@@ -93,36 +103,6 @@ impl Index {
             tcp_routes: self.objects.tcp_routes.clone(),
             tailnets: self.objects.tailnets.clone(),
         }
-    }
-
-    /// Adds an object, or replaces the one of its kind and name.
-    pub fn apply(&mut self, object: Object) {
-        self.objects.apply(object);
-    }
-
-    pub fn delete(&mut self, key: &Key) {
-        self.objects.delete(key);
-    }
-
-    /// Replaces all objects.
-    pub fn reset(&mut self, objects: impl IntoIterator<Item = Object>) {
-        self.objects = Objects::default();
-        objects.into_iter().for_each(|object| self.apply(object));
-    }
-
-    /// Takes what the node of a Gateway says of itself.
-    pub fn report(&mut self, gateway: ObjectName, report: NodeReport) {
-        self.reports.insert(gateway, report);
-    }
-
-    /// Forgets what a node said: it is gone.
-    pub fn forget_report(&mut self, gateway: &ObjectName) {
-        self.reports.remove(gateway);
-    }
-
-    /// Works out what follows from the objects and reports.
-    pub fn evaluate(&self) -> Outcome {
-        gateways::evaluate(&self.objects, &self.reports, self.verdicts.as_ref())
     }
 }
 

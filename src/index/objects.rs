@@ -1,30 +1,22 @@
-use super::certificates::TlsSecret;
+use super::{
+    certificates::TlsSecret,
+    links::{Relation, unscoped},
+    routes::Route,
+    services::{ServicePorts, SliceEndpoints},
+};
 use crate::{
     api::{
         Object,
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrant,
+            gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrantSpec,
             tcproutes::TcpRoute,
         },
         tailnets::TailscaleTailnet,
     },
-    model::ObjectName,
+    model::{ObjectName, Table},
 };
-use k8s_openapi::{
-    api::{
-        core::v1::{Namespace, Service},
-        discovery::v1::EndpointSlice,
-    },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
-};
-use std::{
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    fmt,
-    sync::Arc,
-};
-
-/// Label of an EndpointSlice that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::{borrow::Borrow, collections::BTreeMap, fmt};
 
 /// The kinds that tailway reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,25 +39,29 @@ pub struct Key {
     pub name: ObjectName,
 }
 
-/// All objects, by kind and name.
+/// What is read of all objects, by kind and name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Objects {
-    pub(super) classes: BTreeMap<ObjectName, Arc<GatewayClass>>,
-    pub(super) gateways: BTreeMap<ObjectName, Arc<Gateway>>,
-    pub(super) tcp_routes: BTreeMap<ObjectName, Arc<TcpRoute>>,
-    pub(super) grants: BTreeMap<ObjectName, ReferenceGrant>,
-    pub(super) services: BTreeMap<ObjectName, Service>,
-    endpoint_slices: BTreeMap<ObjectName, EndpointSlice>,
-    /// Names of the EndpointSlices of each Service.
-    slices_of: BTreeMap<ObjectName, BTreeSet<ObjectName>>,
+    pub(super) classes: Table<GatewayClass>,
+    pub(super) gateways: Table<Gateway>,
+    pub(super) tcp_routes: Table<TcpRoute>,
+    pub(super) tailnets: Table<TailscaleTailnet>,
+    /// Those of all kinds.
+    pub(super) routes: BTreeMap<Key, Route>,
+    pub(super) grants: BTreeMap<ObjectName, ReferenceGrantSpec>,
+    pub(super) services: BTreeMap<ObjectName, ServicePorts>,
+    pub(super) slices: BTreeMap<ObjectName, SliceEndpoints>,
+    pub(super) slices_of_service: Relation<ObjectName>,
     pub(super) secrets: BTreeMap<ObjectName, TlsSecret>,
-    pub(super) namespaces: BTreeMap<ObjectName, Namespace>,
-    pub(super) tailnets: BTreeMap<ObjectName, Arc<TailscaleTailnet>>,
+    /// Labels of the namespaces.
+    pub(super) namespaces: BTreeMap<ObjectName, BTreeMap<String, String>>,
 }
+
+pub(super) type Precedence = (Option<i128>, ObjectName);
 
 /// Age before name: the order in which objects that conflict take precedence (Gateway API,
 /// "Conflicts"). An object without a time is as old as can be.
-pub(super) fn precedence(metadata: &ObjectMeta, name: &ObjectName) -> (Option<i128>, ObjectName) {
+pub(super) fn precedence(metadata: &ObjectMeta, name: &ObjectName) -> Precedence {
     let created = metadata
         .creation_timestamp
         .as_ref()
@@ -77,16 +73,12 @@ pub(super) fn generation(metadata: &ObjectMeta) -> i64 {
     metadata.generation.unwrap_or(0)
 }
 
-fn service_of(name: &ObjectName, slice: &EndpointSlice) -> Option<ObjectName> {
-    let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
-    Some(ObjectName::new(&name.namespace, service))
-}
-
 // === impl Kind ===
 
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Kind {
+    /// As manifests spell it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             Self::GatewayClass => "GatewayClass",
             Self::Gateway => "Gateway",
             Self::TcpRoute => "TCPRoute",
@@ -96,7 +88,13 @@ impl fmt::Display for Kind {
             Self::Secret => "Secret",
             Self::Namespace => "Namespace",
             Self::Tailnet => "TailscaleTailnet",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -140,74 +138,40 @@ impl fmt::Display for Key {
 // === impl Objects ===
 
 impl Objects {
-    pub(super) fn apply(&mut self, object: Object) {
-        let name = Key::of(&object).name;
-        match object {
-            Object::GatewayClass(o) => drop(self.classes.insert(name, Arc::from(o))),
-            Object::Gateway(o) => drop(self.gateways.insert(name, Arc::from(o))),
-            Object::TcpRoute(o) => drop(self.tcp_routes.insert(name, Arc::from(o))),
-            Object::ReferenceGrant(o) => drop(self.grants.insert(name, *o)),
-            Object::Service(o) => drop(self.services.insert(name, *o)),
-            Object::EndpointSlice(o) => self.apply_slice(name, *o),
-            Object::Secret(o) => drop(self.secrets.insert(name, TlsSecret::of(&o))),
-            Object::Namespace(o) => drop(self.namespaces.insert(name, *o)),
-            Object::Tailnet(o) => drop(self.tailnets.insert(name, Arc::from(o))),
-        }
-    }
-
-    pub(super) fn delete(&mut self, key: &Key) {
-        let name = &key.name;
-        match key.kind {
-            Kind::GatewayClass => drop(self.classes.remove(name)),
-            Kind::Gateway => drop(self.gateways.remove(name)),
-            Kind::TcpRoute => drop(self.tcp_routes.remove(name)),
-            Kind::ReferenceGrant => drop(self.grants.remove(name)),
-            Kind::Service => drop(self.services.remove(name)),
-            Kind::EndpointSlice => self.delete_slice(name),
-            Kind::Secret => drop(self.secrets.remove(name)),
-            Kind::Namespace => drop(self.namespaces.remove(name)),
-            Kind::Tailnet => drop(self.tailnets.remove(name)),
-        }
-    }
-
     /// The EndpointSlices of a Service, by name.
-    pub(super) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &EndpointSlice> {
-        let names = self.slices_of.get(service).into_iter().flatten();
-        names.filter_map(|name| self.endpoint_slices.get(name))
-    }
-
-    fn apply_slice(&mut self, name: ObjectName, slice: EndpointSlice) {
-        self.delete_slice(&name);
-        if let Some(service) = service_of(&name, &slice) {
-            self.slices_of
-                .entry(service)
-                .or_default()
-                .insert(name.clone());
-        }
-        self.endpoint_slices.insert(name, slice);
-    }
-
-    fn delete_slice(&mut self, name: &ObjectName) {
-        let Some(slice) = self.endpoint_slices.remove(name) else {
-            return;
-        };
-        if let Some(service) = service_of(name, &slice)
-            && let Entry::Occupied(mut slices) = self.slices_of.entry(service)
-        {
-            slices.get_mut().remove(name);
-            if slices.get().is_empty() {
-                slices.remove();
-            }
-        }
+    pub(super) fn slices(&self, service: &ObjectName) -> impl Iterator<Item = &SliceEndpoints> {
+        let names = self.slices_of_service.of(service);
+        names.filter_map(|name| self.slices.get(name))
     }
 
     /// Labels of a namespace. The one every API server sets is there without an object too.
     pub(super) fn namespace_labels(&self, namespace: &str) -> BTreeMap<String, String> {
-        let object = self.namespaces.get(&ObjectName::new("", namespace));
-        let mut labels = object
-            .and_then(|o| o.metadata.labels.clone())
-            .unwrap_or_default();
+        let object = self.namespaces.get(&unscoped(namespace));
+        let mut labels = object.cloned().unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
         labels
     }
+
+    /// The keys of all objects.
+    pub(super) fn keys(&self) -> Vec<Key> {
+        let tables = [
+            (Kind::GatewayClass, names(self.classes.keys())),
+            (Kind::Gateway, names(self.gateways.keys())),
+            (Kind::TcpRoute, names(self.tcp_routes.keys())),
+            (Kind::Tailnet, names(self.tailnets.keys())),
+            (Kind::ReferenceGrant, names(self.grants.keys())),
+            (Kind::Service, names(self.services.keys())),
+            (Kind::EndpointSlice, names(self.slices.keys())),
+            (Kind::Secret, names(self.secrets.keys())),
+            (Kind::Namespace, names(self.namespaces.keys())),
+        ];
+        let keys = |(kind, names): (Kind, Vec<ObjectName>)| {
+            names.into_iter().map(move |name| Key { kind, name })
+        };
+        tables.into_iter().flat_map(keys).collect()
+    }
+}
+
+fn names<'a, N: Borrow<ObjectName> + 'a>(names: impl Iterator<Item = &'a N>) -> Vec<ObjectName> {
+    names.map(|name| name.borrow().clone()).collect()
 }

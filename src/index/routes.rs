@@ -1,206 +1,281 @@
-//! TCPRoutes: to which listeners each attaches, and what it says of itself.
+//! Routes of all kinds: to which listeners each attaches, and what it says of itself.
+//!
+//! A kind is read into a [`Route`] when it comes, and from there on all are alike: a further kind
+//! is one more way to make a `Route`, and what is its own goes into its rules.
 
 use super::{
     backends::Resolved,
     gateways::Candidate,
     listeners::Listener,
-    objects::{Kind, Objects, generation, precedence},
-    status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus, Unclaimed},
+    objects::{Key, Objects, Precedence, generation, precedence},
+    status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus},
 };
 use crate::{
-    api::{
-        CONTROLLER, GATEWAY_GROUP, conditions as c,
-        gateway_api::tcproutes::{TcpRoute, TcpRouteParentRefs},
-    },
-    model::{Backend, BackendId, Forward, ObjectName},
+    api::{CONTROLLER, GATEWAY_GROUP, conditions as c, gateway_api::tcproutes::TcpRoute},
+    model::ObjectName,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What is read of a route, whatever its kind.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Route {
+    pub(super) precedence: Precedence,
+    generation: i64,
+    parents: Vec<ParentRef>,
+    /// The backendRefs of each rule.
+    pub(super) rules: Vec<Vec<BackendRef>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct BackendRef {
+    pub(super) group: Option<String>,
+    pub(super) kind: Option<String>,
+    namespace: Option<String>,
+    pub(super) name: String,
+    pub(super) port: Option<i32>,
+    pub(super) weight: Option<i32>,
+}
+
 /// What is attached to the listeners of one Gateway.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Attached {
     /// By listener name: the route that is served.
-    pub(super) forwards: BTreeMap<String, Forward>,
+    pub(super) forwards: BTreeMap<String, Key>,
     /// By listener name: the accepted routes, served or not.
-    pub(super) routes: BTreeMap<String, BTreeSet<ObjectName>>,
-    pub(super) backends: BTreeMap<BackendId, Backend>,
+    pub(super) routes: BTreeMap<String, BTreeSet<Key>>,
+    /// What became of each route and its parentRef of this number.
+    pub(super) results: BTreeMap<(Key, usize), Attachment>,
 }
 
-/// What became of all routes.
-#[derive(Debug, Default)]
-pub(super) struct Attachments {
-    pub(super) gateways: BTreeMap<ObjectName, Attached>,
-    pub(super) statuses: Vec<RouteStatus>,
-    pub(super) unclaimed: Vec<Unclaimed>,
-}
+/// The conflict of a route that is accepted, or why it is not.
+pub(super) type Attachment = Result<Option<Finding>, Finding>;
 
-/// Attaches all routes to the Gateways that are ours.
-pub(super) fn attach(
-    objects: &Objects,
-    gateways: &BTreeMap<ObjectName, Candidate<'_>>,
-) -> Attachments {
-    let mut attachments = Attachments::default();
-    let mut routes: Vec<_> = objects.tcp_routes.iter().collect();
-    // The oldest comes first, so that it has a listener before the younger ask for it.
-    routes.sort_by_cached_key(|(name, route)| precedence(&route.metadata, name));
-    for (name, route) in routes {
-        let resolved = resolve(objects, name, route);
-        let mut parents = Vec::new();
-        for reference in route.spec.parent_refs.iter().flatten() {
-            let Some((parent, candidate)) = parent(name, reference, gateways) else {
-                continue;
-            };
-            let attached = attachments.gateways.entry(parent.clone()).or_default();
-            let outcome = attach_to(
-                objects, name, route, reference, candidate, &resolved, attached,
-            );
-            parents.push(parent_status(route, reference, outcome, &resolved));
-        }
-        if !parents.is_empty() {
-            attachments.statuses.push(RouteStatus {
-                name: name.clone(),
-                parents,
+// === impl Route ===
+
+impl Route {
+    pub(super) fn of_tcp(name: &ObjectName, route: &TcpRoute) -> Self {
+        let parents = route.spec.parent_refs.iter().flatten();
+        let parents = parents.map(|reference| ParentRef {
+            group: reference.group.clone(),
+            kind: reference.kind.clone(),
+            namespace: reference.namespace.clone(),
+            name: reference.name.clone(),
+            section_name: reference.section_name.clone(),
+            port: reference.port,
+        });
+        let rules = route.spec.rules.iter().map(|rule| {
+            let references = rule.backend_refs.iter();
+            let references = references.map(|reference| BackendRef {
+                group: reference.group.clone(),
+                kind: reference.kind.clone(),
+                namespace: reference.namespace.clone(),
+                name: reference.name.clone(),
+                port: reference.port,
+                weight: reference.weight,
             });
+            references.collect()
+        });
+        Self {
+            precedence: precedence(&route.metadata, name),
+            generation: generation(&route.metadata),
+            parents: parents.collect(),
+            rules: rules.collect(),
         }
-        attachments
-            .unclaimed
-            .extend(unclaimed(objects, name, route));
     }
-    attachments.statuses.sort_by(|a, b| a.name.cmp(&b.name));
-    attachments
-}
 
-/// What in the parentRefs of a route means nothing that is there.
-fn unclaimed(objects: &Objects, name: &ObjectName, route: &TcpRoute) -> Vec<Unclaimed> {
-    let unclaimed = |message: String| Unclaimed {
-        kind: Kind::TcpRoute,
-        name: name.clone(),
-        message,
-    };
-    let references = route.spec.parent_refs.as_deref().unwrap_or_default();
-    if references.is_empty() {
-        return vec![unclaimed(
-            "it has no parentRefs: name the Gateway that is to serve it".into(),
-        )];
+    /// The Gateways that its parentRefs mean, with the number of each parentRef.
+    pub(super) fn gateways(&self, key: &Key) -> impl Iterator<Item = (usize, ObjectName)> {
+        let parents = self.parents.iter().enumerate();
+        parents.filter_map(|(at, reference)| Some((at, reference.gateway(&key.name)?)))
     }
-    let missing = references.iter().filter_map(|reference| {
-        let (group, kind) = group_and_kind(reference);
-        if (group, kind) == ("", "Service") {
-            return None; // for a mesh
+
+    /// What its backendRefs refer to.
+    pub(super) fn services(&self, key: &Key) -> impl Iterator<Item = ObjectName> {
+        let references = self.rules.iter().flatten();
+        references.map(|reference| reference.target(key))
+    }
+
+    /// Its status; `None` when no Gateway of ours is its parent. `attachment` tells what became of
+    /// a parentRef.
+    pub(super) fn status<'a>(
+        &self,
+        key: &Key,
+        resolved: &Resolved,
+        attachment: impl Fn(usize, &ObjectName) -> Option<&'a Attachment>,
+    ) -> Option<RouteStatus> {
+        let parents = self.gateways(key).filter_map(|(at, gateway)| {
+            let attachment = attachment(at, &gateway)?;
+            Some(self.parent_status(&self.parents[at], attachment, resolved))
+        });
+        let parents: Vec<_> = parents.collect();
+        (!parents.is_empty()).then(|| RouteStatus {
+            name: key.name.clone(),
+            parents,
+        })
+    }
+
+    fn parent_status(
+        &self,
+        reference: &ParentRef,
+        attachment: &Attachment,
+        resolved: &Resolved,
+    ) -> ParentStatus {
+        let (refused, conflict) = match attachment.clone() {
+            Ok(conflict) => (None, conflict),
+            Err(refused) => (Some(refused), None),
+        };
+        let unresolved = Finding::join(resolved.findings.clone());
+        let mut conditions = vec![
+            Condition::of(c::ACCEPTED, refused, self.generation),
+            Condition::of(c::RESOLVED_REFS, unresolved, self.generation),
+        ];
+        let conflict = conflict
+            .map(|finding| Condition::negative(c::ROUTE_CONFLICTED, finding, self.generation));
+        conditions.extend(conflict);
+        ParentStatus {
+            parent_ref: reference.clone(),
+            controller_name: CONTROLLER,
+            conditions,
         }
-        if (group, kind) != (GATEWAY_GROUP, "Gateway") {
-            let kind = super::qualified(kind, group);
-            return Some(unclaimed(format!(
-                "parentRef {} is a {kind}: a Gateway can be one",
-                reference.name
-            )));
-        }
-        let gateway = parent_name(name, reference);
-        (!objects.gateways.contains_key(&gateway))
-            .then(|| unclaimed(format!("parentRef: there is no Gateway {gateway}")))
-    });
-    missing.collect()
-}
-
-fn group_and_kind(reference: &TcpRouteParentRefs) -> (&str, &str) {
-    (
-        reference.group.as_deref().unwrap_or(GATEWAY_GROUP),
-        reference.kind.as_deref().unwrap_or("Gateway"),
-    )
-}
-
-fn parent_name(route: &ObjectName, reference: &TcpRouteParentRefs) -> ObjectName {
-    let namespace = reference.namespace.as_ref().unwrap_or(&route.namespace);
-    ObjectName::new(namespace, &reference.name)
-}
-
-/// The Gateway of ours that a parentRef means.
-fn parent<'a, 'b>(
-    route: &ObjectName,
-    reference: &TcpRouteParentRefs,
-    gateways: &'a BTreeMap<ObjectName, Candidate<'b>>,
-) -> Option<(&'a ObjectName, &'a Candidate<'b>)> {
-    if group_and_kind(reference) != (GATEWAY_GROUP, "Gateway") {
-        return None;
     }
-    gateways.get_key_value(&parent_name(route, reference))
-}
 
-fn resolve(objects: &Objects, name: &ObjectName, route: &TcpRoute) -> Resolved {
-    let refs = route
-        .spec
-        .rules
-        .first()
-        .map_or(&[][..], |rule| rule.backend_refs.as_slice());
-    objects.resolve_backends(name, refs)
-}
-
-/// Attaches a route to every listener that its parentRef means, or says why it cannot be. Gives
-/// the listeners that serve an older route, which does not keep this one from being accepted.
-fn attach_to(
-    objects: &Objects,
-    name: &ObjectName,
-    route: &TcpRoute,
-    reference: &TcpRouteParentRefs,
-    gateway: &Candidate<'_>,
-    resolved: &Resolved,
-    attached: &mut Attached,
-) -> Result<Option<Finding>, Finding> {
-    if route.spec.rules.len() > 1 {
-        return Err(Finding::new(
-            c::UNSUPPORTED_VALUE,
-            format!(
-                "the route has {} rules, of which TCP can tell none apart: leave one",
-                route.spec.rules.len()
-            ),
-        ));
-    }
-    let listeners = allowing_listeners(objects, name, reference, gateway)?;
-    let mut taken = Vec::new();
-    for listener in listeners {
-        // Counted whether or not the listener is accepted (Gateway API, `attachedRoutes`).
-        attached
-            .routes
-            .entry(listener.name.clone())
-            .or_default()
-            .insert(name.clone());
-        if !listener.is_accepted() {
-            continue;
+    /// What in its parentRefs means nothing that is there, sorted.
+    pub(super) fn unclaimed(&self, key: &Key, objects: &Objects) -> Vec<String> {
+        if self.parents.is_empty() {
+            return vec!["it has no parentRefs: name the Gateway that is to serve it".into()];
         }
-        match attached.forwards.get(&listener.name) {
-            Some(forward) if forward.route != *name => {
-                taken.push(format!(
-                    "listener {} serves TCPRoute {}",
-                    listener.name, forward.route
+        let missing = self.parents.iter().filter_map(|reference| {
+            let (group, kind) = reference.group_and_kind();
+            if (group, kind) == ("", "Service") {
+                return None; // for a mesh
+            }
+            let Some(gateway) = reference.gateway(&key.name) else {
+                let kind = super::qualified(kind, group);
+                return Some(format!(
+                    "parentRef {} is a {kind}: a Gateway can be one",
+                    reference.name
                 ));
-            }
-            Some(_) => {} // by another parentRef of the same route
-            None => {
-                let forward = Forward {
-                    route: name.clone(),
-                    backends: resolved.weighted.clone(),
-                };
-                attached.forwards.insert(listener.name.clone(), forward);
-                attached.backends.extend(resolved.backends.clone());
+            };
+            (!objects.gateways.contains_key(&gateway))
+                .then(|| format!("parentRef: there is no Gateway {gateway}"))
+        });
+        let mut missing: Vec<_> = missing.collect();
+        missing.sort();
+        missing
+    }
+}
+
+// === impl ParentRef ===
+
+impl ParentRef {
+    fn group_and_kind(&self) -> (&str, &str) {
+        (
+            self.group.as_deref().unwrap_or(GATEWAY_GROUP),
+            self.kind.as_deref().unwrap_or("Gateway"),
+        )
+    }
+
+    /// The Gateway that it means, if it means one.
+    fn gateway(&self, route: &ObjectName) -> Option<ObjectName> {
+        let namespace = self.namespace.as_ref().unwrap_or(&route.namespace);
+        (self.group_and_kind() == (GATEWAY_GROUP, "Gateway"))
+            .then(|| ObjectName::new(namespace, &self.name))
+    }
+}
+
+// === impl BackendRef ===
+
+impl BackendRef {
+    /// Namespace and name of what it refers to.
+    pub(super) fn target(&self, route: &Key) -> ObjectName {
+        let namespace = self.namespace.as_ref().unwrap_or(&route.name.namespace);
+        ObjectName::new(namespace, &self.name)
+    }
+}
+
+// === impl Attached ===
+
+impl Attached {
+    /// Attaches routes to a Gateway of ours.
+    pub(super) fn new<'a>(
+        objects: &Objects,
+        gateway: &Candidate,
+        routes: impl IntoIterator<Item = (&'a Key, &'a Route)>,
+    ) -> Self {
+        let mut attached = Self::default();
+        let mut routes: Vec<_> = routes.into_iter().collect();
+        // The oldest comes first, so that it has a listener before the younger ask for it.
+        routes.sort_by_key(|(key, route)| (&route.precedence, key.kind));
+        for (key, route) in routes {
+            for (at, parent) in route.gateways(key) {
+                if parent == gateway.name {
+                    let result = attached.attach(objects, gateway, key, route, at);
+                    attached.results.insert((key.clone(), at), result);
+                }
             }
         }
+        attached
     }
-    Ok((!taken.is_empty()).then(|| {
-        let message = format!(
-            "{}, which comes first by age, then name: this route takes no connections there",
-            taken.join("; ")
-        );
-        Finding::new(c::OLDER_ROUTE, message)
-    }))
+
+    /// Whether a listener serves the route.
+    pub(super) fn serves(&self, route: &Key) -> bool {
+        self.forwards.values().any(|served| served == route)
+    }
+
+    /// Attaches a route to every listener that its parentRef means, or says why it cannot be.
+    /// Gives the listeners that serve an older route, which does not keep this one from being
+    /// accepted.
+    fn attach(
+        &mut self,
+        objects: &Objects,
+        gateway: &Candidate,
+        key: &Key,
+        route: &Route,
+        parent: usize,
+    ) -> Attachment {
+        if route.rules.len() > 1 {
+            return Err(Finding::new(
+                c::UNSUPPORTED_VALUE,
+                format!(
+                    "the route has {} rules, of which TCP can tell none apart: leave one",
+                    route.rules.len()
+                ),
+            ));
+        }
+        let mut taken = Vec::new();
+        for listener in allowing_listeners(objects, key, &route.parents[parent], gateway)? {
+            // Counted whether or not the listener is accepted (Gateway API, `attachedRoutes`).
+            let routes = self.routes.entry(listener.name.clone()).or_default();
+            routes.insert(key.clone());
+            if !listener.is_accepted() {
+                continue;
+            }
+            match self.forwards.get(&listener.name) {
+                Some(served) if served != key => {
+                    taken.push(format!("listener {} serves {served}", listener.name));
+                }
+                Some(_) => {} // by another parentRef of the same route
+                None => drop(self.forwards.insert(listener.name.clone(), key.clone())),
+            }
+        }
+        Ok((!taken.is_empty()).then(|| {
+            let message = format!(
+                "{}, which comes first by age, then name: this route takes no connections there",
+                taken.join("; ")
+            );
+            Finding::new(c::OLDER_ROUTE, message)
+        }))
+    }
 }
 
 /// The listeners that a parentRef means and that let the route in, of which one is accepted.
 fn allowing_listeners<'a>(
     objects: &Objects,
-    name: &ObjectName,
-    reference: &TcpRouteParentRefs,
-    gateway: &'a Candidate<'_>,
+    route: &Key,
+    reference: &ParentRef,
+    gateway: &'a Candidate,
 ) -> Result<Vec<&'a Listener>, Finding> {
+    let namespace = &route.name.namespace;
     let named = named_listeners(reference, gateway)?;
     let names = |listeners: &[&Listener]| {
         let names: Vec<_> = listeners.iter().map(|l| l.name.as_str()).collect();
@@ -209,13 +284,13 @@ fn allowing_listeners<'a>(
     let allowing: Vec<_> = named
         .iter()
         .copied()
-        .filter(|listener| listener.allows(objects, gateway.name, &name.namespace))
+        .filter(|listener| listener.allows(objects, &gateway.name, route))
         .collect();
     if allowing.is_empty() {
         let message = format!(
-            "listener {} takes no TCPRoutes of namespace {}: see its protocol and allowedRoutes",
+            "listener {} takes no {}s of namespace {namespace}: see its protocol and allowedRoutes",
             names(&named),
-            name.namespace
+            route.kind,
         );
         return Err(Finding::new(c::NOT_ALLOWED_BY_LISTENERS, message));
     }
@@ -228,8 +303,8 @@ fn allowing_listeners<'a>(
 
 /// The listeners that a parentRef means; at least one.
 fn named_listeners<'a>(
-    reference: &TcpRouteParentRefs,
-    gateway: &'a Candidate<'_>,
+    reference: &ParentRef,
+    gateway: &'a Candidate,
 ) -> Result<Vec<&'a Listener>, Finding> {
     // An empty name means the whole Gateway, as an absent one does (`parentRefs.sectionName`).
     let section = reference
@@ -255,40 +330,4 @@ fn named_listeners<'a>(
         (None, None) => "the Gateway has no listener".into(),
     };
     Err(Finding::new(c::NO_MATCHING_PARENT, message))
-}
-
-fn parent_status(
-    route: &TcpRoute,
-    reference: &TcpRouteParentRefs,
-    outcome: Result<Option<Finding>, Finding>,
-    resolved: &Resolved,
-) -> ParentStatus {
-    let generation = generation(&route.metadata);
-    let (refused, conflict) = match outcome {
-        Ok(conflict) => (None, conflict),
-        Err(refused) => (Some(refused), None),
-    };
-    let mut conditions = vec![
-        Condition::of(c::ACCEPTED, refused, generation),
-        Condition::of(
-            c::RESOLVED_REFS,
-            Finding::join(resolved.findings.clone()),
-            generation,
-        ),
-    ];
-    conditions.extend(
-        conflict.map(|finding| Condition::negative(c::ROUTE_CONFLICTED, finding, generation)),
-    );
-    ParentStatus {
-        parent_ref: ParentRef {
-            group: reference.group.clone(),
-            kind: reference.kind.clone(),
-            namespace: reference.namespace.clone(),
-            name: reference.name.clone(),
-            section_name: reference.section_name.clone(),
-            port: reference.port,
-        },
-        controller_name: CONTROLLER,
-        conditions,
-    }
 }

@@ -1,27 +1,23 @@
 //! Statuses as the Gateway API has them, without times: whoever writes them stamps those.
 
-use super::Kind;
-use crate::{api::conditions as c, model::ObjectName};
+use super::Key;
+use crate::{
+    api::conditions as c,
+    model::{ObjectName, Table},
+};
 use serde::Serialize;
 
-/// The statuses of all objects, each kind sorted by name.
+/// The statuses of all objects. What did not change is shared with the ones before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Statuses {
-    pub classes: Vec<ClassStatus>,
-    pub gateways: Vec<GatewayStatus>,
-    pub tcp_routes: Vec<RouteStatus>,
-    /// What is told to people but written to no object.
-    pub unclaimed: Vec<Unclaimed>,
-}
-
-/// An object, or a part of one, that may be meant for tailway but that the specification gives no
-/// status of ours: its class or its parent is not there.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Unclaimed {
-    pub kind: Kind,
-    pub name: ObjectName,
-    /// What is missing, and what to do.
-    pub message: String,
+    pub classes: Table<ClassStatus>,
+    pub gateways: Table<GatewayStatus>,
+    /// Those of routes of all kinds.
+    pub routes: Table<RouteStatus, Key>,
+    /// What is told to people but written to no object, sorted: an object, or a part of one, may be
+    /// meant for tailway, but its class or its parent is not there. Says what is missing, and what
+    /// to do.
+    pub unclaimed: Table<Vec<String>, Key>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -211,10 +207,12 @@ impl Statuses {
     }
 
     fn conditions(&self) -> impl Iterator<Item = &Condition> {
-        let classes = self.classes.iter().flat_map(|class| &class.conditions);
-        let gateways = self.gateways.iter().flat_map(|gateway| &gateway.conditions);
-        let listeners = self.gateways.iter().flat_map(|gateway| &gateway.listeners);
-        let parents = self.tcp_routes.iter().flat_map(|route| &route.parents);
+        let classes = self.classes.values().flat_map(|class| &class.conditions);
+        let gateways = self.gateways.values();
+        let gateways = gateways.flat_map(|gateway| &gateway.conditions);
+        let listeners = self.gateways.values();
+        let listeners = listeners.flat_map(|gateway| &gateway.listeners);
+        let parents = self.routes.values().flat_map(|route| &route.parents);
         classes
             .chain(gateways)
             .chain(listeners.flat_map(|listener| &listener.conditions))

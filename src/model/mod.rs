@@ -18,6 +18,7 @@ mod identity;
 mod listener;
 mod name;
 mod report;
+mod table;
 
 pub use backend::{Backend, BackendId, Endpoint, Forward, WeightedBackend};
 pub use certificate::{Certificate, CertificateError};
@@ -28,6 +29,7 @@ pub use name::{NodeName, NodeNameError, ObjectName};
 pub use report::{
     CertificateReport, Issuance, NodeReport, Programmed, TailnetReport, TailnetState, Unready,
 };
+pub use table::{Table, differences};
 
 use serde::Serialize;
 use std::collections::BTreeMap;

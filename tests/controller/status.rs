@@ -4,7 +4,7 @@ use super::world::{NODE, OBJECTS, accepted, objects, up, with_statuses, world};
 use serde_json::{Value, json};
 use tailway::{
     api::CONTROLLER,
-    controller::{News, Note, StatusWrite, plan},
+    controller::{News, Note, StatusWrite, World, changed, plan},
     index::Verdict,
 };
 
@@ -13,11 +13,14 @@ const NOW: &str = "2026-01-02T00:00:00Z";
 
 async fn planned(statuses: &[(&str, Value)], notes: Vec<Note>) -> Vec<StatusWrite> {
     let world = world(with_statuses(objects(OBJECTS), statuses), notes).await;
-    plan(&world, NOW.parse().unwrap())
+    let all = changed(&world, &World::default());
+    plan(&world, &all, NOW.parse().unwrap())
 }
 
 fn of<'a>(writes: &'a [StatusWrite], kind: &str) -> &'a StatusWrite {
-    let mut these = writes.iter().filter(|write| write.kind.to_string() == kind);
+    let mut these = writes
+        .iter()
+        .filter(|write| write.key.kind.as_str() == kind);
     let write = these
         .next()
         .unwrap_or_else(|| panic!("no write of a {kind}"));
@@ -144,7 +147,8 @@ async fn a_route_that_leaves_its_gateway_takes_its_status_with_it() {
         vec![accepted(), up()],
     )
     .await;
-    let writes = plan(&world, NOW.parse().unwrap());
+    let all = changed(&world, &World::default());
+    let writes = plan(&world, &all, NOW.parse().unwrap());
     assert_eq!(of(&writes, "TCPRoute").status, json!({"parents": []}));
     let gateway = &of(&writes, "Gateway").status;
     assert_eq!(gateway["listeners"][0]["attachedRoutes"], 0);

@@ -211,7 +211,7 @@ impl World {
         let named = snapshots
             .iter()
             .map(|&one| (one.gateway.clone(), one.clone()));
-        self.publisher.publish(named.collect());
+        self.publisher.publish(&named.collect());
     }
 
     /// Waits until the pods of `default/web` are these.

@@ -1,0 +1,233 @@
+//! Changes of objects: what depends on each is marked to be worked out anew.
+
+use super::{
+    Index, Key, Kind, Verdict,
+    certificates::TlsSecret,
+    links::{Stage, unscoped},
+    routes::Route,
+    services::{ServicePorts, SliceEndpoints},
+};
+use crate::{
+    api::{
+        Object,
+        gateway_api::{
+            gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrantSpec,
+            tcproutes::TcpRoute,
+        },
+        tailnets::TailscaleTailnet,
+    },
+    model::{NodeReport, ObjectName},
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+impl Index {
+    /// Adds an object, or replaces the one of its kind and name.
+    pub fn apply(&mut self, object: Object) {
+        let name = &Key::of(&object).name;
+        match object {
+            Object::GatewayClass(o) => self.set_class(name, Some(Arc::from(o))),
+            Object::Gateway(o) => self.set_gateway(name, Some(Arc::from(o))),
+            Object::TcpRoute(o) => self.set_tcp_route(name, Some(Arc::from(o))),
+            Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
+            Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
+            Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
+            Object::EndpointSlice(o) => self.set_slice(name, SliceEndpoints::of(name, &o)),
+            Object::Secret(o) => self.set_secret(name, Some(TlsSecret::of(&o))),
+            Object::Namespace(o) => {
+                self.set_namespace(name, Some(o.metadata.labels.unwrap_or_default()));
+            }
+        }
+    }
+
+    pub fn delete(&mut self, key: &Key) {
+        let name = &key.name;
+        match key.kind {
+            Kind::GatewayClass => self.set_class(name, None),
+            Kind::Gateway => self.set_gateway(name, None),
+            Kind::TcpRoute => self.set_tcp_route(name, None),
+            Kind::Tailnet => self.set_tailnet(name, None),
+            Kind::ReferenceGrant => self.set_grant(name, None),
+            Kind::Service => self.set_service(name, None),
+            Kind::EndpointSlice => self.set_slice(name, None),
+            Kind::Secret => self.set_secret(name, None),
+            Kind::Namespace => self.set_namespace(name, None),
+        }
+    }
+
+    /// Replaces all objects.
+    pub fn reset(&mut self, objects: impl IntoIterator<Item = Object>) {
+        let mut gone: BTreeSet<_> = self.objects.keys().into_iter().collect();
+        for object in objects {
+            gone.remove(&Key::of(&object));
+            self.apply(object);
+        }
+        gone.iter().for_each(|key| self.delete(key));
+    }
+
+    /// Takes what the node of a Gateway says of itself.
+    pub fn report(&mut self, gateway: ObjectName, report: NodeReport) {
+        let stage = match self.reports.get(&gateway) {
+            Some(before) if *before == report => return,
+            Some(_) => Stage::Result,
+            // That there is a node decides on who may have its name.
+            None => Stage::Listeners,
+        };
+        self.pending.gateway(&gateway, stage);
+        self.reports.insert(gateway, report);
+    }
+
+    /// Forgets what a node said: it is gone.
+    pub fn forget_report(&mut self, gateway: &ObjectName) {
+        if self.reports.remove(gateway).is_some() {
+            self.pending.gateway(gateway, Stage::Listeners);
+        }
+    }
+
+    /// Takes what became of the parameters of a class.
+    pub fn judge(&mut self, class: String, verdict: Verdict) {
+        self.verdicts.get_or_insert_default().insert(class, verdict);
+        self.pending.classes = true;
+    }
+
+    fn set_class(&mut self, name: &ObjectName, class: Option<Arc<GatewayClass>>) {
+        let is_there = class.is_some();
+        let old = self.objects.classes.set(name, class);
+        self.pending.classes = true;
+        if old.is_some() != is_there {
+            let gateways = self.links.gateways_of_class.of(name);
+            self.pending.gateways(gateways, Stage::Listeners);
+        }
+    }
+
+    fn set_gateway(&mut self, name: &ObjectName, gateway: Option<Arc<Gateway>>) {
+        let old = self.objects.gateways.set(name, gateway.clone());
+        let (old, new) = (old.as_deref(), gateway.as_deref());
+        if is_same(old, new) {
+            return;
+        }
+        self.links.replace_gateway(name, old, new);
+        self.pending.gateway(name, Stage::Listeners);
+        if old.is_some() != new.is_some() {
+            let routes = self.links.routes_of_gateway.of(name).cloned();
+            self.pending.route_statuses.extend(routes);
+        }
+    }
+
+    fn set_tcp_route(&mut self, name: &ObjectName, route: Option<Arc<TcpRoute>>) {
+        let key = Key {
+            kind: Kind::TcpRoute,
+            name: name.clone(),
+        };
+        self.set_route(
+            &key,
+            route.as_deref().map(|route| Route::of_tcp(name, route)),
+        );
+        self.objects.tcp_routes.set(name, route);
+    }
+
+    /// The one way in for routes of every kind.
+    fn set_route(&mut self, key: &Key, route: Option<Route>) {
+        let new = route.clone();
+        let Some(old) = replace(&mut self.objects.routes, key, route) else {
+            return;
+        };
+        self.links.replace_route(key, old.as_ref(), new.as_ref());
+        self.pending.backends.insert(key.clone());
+        self.pending.route_statuses.insert(key.clone());
+        for route in [old, new].iter().flatten() {
+            for (_, gateway) in route.gateways(key) {
+                self.pending.gateway(&gateway, Stage::Routes);
+            }
+        }
+    }
+
+    fn set_tailnet(&mut self, name: &ObjectName, tailnet: Option<Arc<TailscaleTailnet>>) {
+        self.objects.tailnets.set(name, tailnet);
+        self.pending.classes = true;
+    }
+
+    fn set_grant(&mut self, name: &ObjectName, grant: Option<ReferenceGrantSpec>) {
+        if replace(&mut self.objects.grants, name, grant).is_none() {
+            return;
+        }
+        let namespace = &name.namespace;
+        let gateways = self.links.gateways_of_secret.of_namespace(namespace);
+        self.pending.gateways(gateways, Stage::Listeners);
+        let routes = self.links.routes_of_service.of_namespace(namespace);
+        self.pending.backends.extend(routes.cloned());
+    }
+
+    fn set_service(&mut self, name: &ObjectName, service: Option<ServicePorts>) {
+        if replace(&mut self.objects.services, name, service).is_some() {
+            self.endpoints_changed(name);
+        }
+    }
+
+    fn set_slice(&mut self, name: &ObjectName, slice: Option<SliceEndpoints>) {
+        let new = slice.as_ref().map(|slice| slice.service.clone());
+        let Some(old) = replace(&mut self.objects.slices, name, slice) else {
+            return;
+        };
+        let old = old.map(|slice| slice.service);
+        let services: BTreeSet<_> = old.iter().chain(&new).cloned().collect();
+        self.objects.slices_of_service.replace(name, old, new);
+        for service in &services {
+            self.endpoints_changed(service);
+        }
+    }
+
+    fn endpoints_changed(&mut self, service: &ObjectName) {
+        let routes = self.links.routes_of_service.of(service).cloned();
+        self.pending.backends.extend(routes);
+    }
+
+    fn set_secret(&mut self, name: &ObjectName, secret: Option<TlsSecret>) {
+        if replace(&mut self.objects.secrets, name, secret).is_some() {
+            let gateways = self.links.gateways_of_secret.of(name);
+            self.pending.gateways(gateways, Stage::Listeners);
+            self.pending.classes = true;
+        }
+    }
+
+    fn set_namespace(&mut self, name: &ObjectName, labels: Option<BTreeMap<String, String>>) {
+        if replace(&mut self.objects.namespaces, name, labels).is_none() {
+            return;
+        }
+        for key in self.links.routes_of_namespace.of(&unscoped(&name.name)) {
+            let route = self.objects.routes.get(key);
+            for (_, gateway) in route.into_iter().flat_map(|route| route.gateways(key)) {
+                self.pending.gateway(&gateway, Stage::Routes);
+            }
+        }
+    }
+}
+
+/// Whether nothing changed that is read: a status says nothing new, as it is our own.
+fn is_same(old: Option<&Gateway>, new: Option<&Gateway>) -> bool {
+    let (Some(old), Some(new)) = (old, new) else {
+        return old.is_none() && new.is_none();
+    };
+    let age = |metadata: &ObjectMeta| (metadata.generation, metadata.creation_timestamp.clone());
+    age(&old.metadata) == age(&new.metadata) && old.spec == new.spec
+}
+
+/// Puts a value in the place of the one there, or removes it. Gives the one that was there when
+/// that changed anything.
+#[expect(clippy::option_option, reason = "nothing may have been there before")]
+fn replace<K: Ord + Clone, V: PartialEq>(
+    values: &mut BTreeMap<K, V>,
+    key: &K,
+    value: Option<V>,
+) -> Option<Option<V>> {
+    if values.get(key) == value.as_ref() {
+        return None;
+    }
+    Some(match value {
+        Some(value) => values.insert(key.clone(), value),
+        None => values.remove(key),
+    })
+}

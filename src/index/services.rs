@@ -1,0 +1,176 @@
+//! Services and their EndpointSlices. Of both only what is read is kept: in a cluster they are by
+//! far the most, and most of an object's bytes are not for us.
+
+use crate::model::{Endpoint, HostnamePattern, ObjectName};
+use k8s_openapi::{
+    api::{core::v1::Service, discovery::v1::EndpointSlice},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use std::net::IpAddr;
+
+/// Protocol of a port that names none (core/v1 `ServicePort`, discovery/v1 `EndpointPort`).
+const DEFAULT_PROTOCOL: &str = "TCP";
+
+/// Label of an EndpointSlice that names its Service.
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// What is read of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServicePorts {
+    /// Of a Service of type ExternalName.
+    external_name: Option<String>,
+    ports: Vec<ServicePort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct ServicePort {
+    name: String,
+    number: i32,
+    /// `None` is TCP.
+    other_protocol: Option<String>,
+    target: Option<i32>,
+}
+
+/// What is read of an EndpointSlice: what takes new connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SliceEndpoints {
+    pub(super) service: ObjectName,
+    /// Those of TCP.
+    ports: Vec<(String, Option<u16>)>,
+    ready: Vec<Host>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Host {
+    Address(IpAddr),
+    Name(String),
+}
+
+fn other_protocol(protocol: Option<&String>) -> Option<String> {
+    protocol
+        .filter(|protocol| *protocol != DEFAULT_PROTOCOL)
+        .cloned()
+}
+
+// === impl ServicePorts ===
+
+impl ServicePorts {
+    pub(super) fn of(service: &Service) -> Self {
+        let spec = service.spec.as_ref();
+        let external = spec.filter(|spec| spec.type_.as_deref() == Some("ExternalName"));
+        let ports = spec.and_then(|spec| spec.ports.as_deref());
+        let ports = ports.unwrap_or_default().iter().map(|port| ServicePort {
+            name: port.name.clone().unwrap_or_default(),
+            number: port.port,
+            other_protocol: other_protocol(port.protocol.as_ref()),
+            target: match port.target_port {
+                Some(IntOrString::Int(target)) => Some(target),
+                _ => None,
+            },
+        });
+        Self {
+            external_name: external.map(|spec| spec.external_name.clone().unwrap_or_default()),
+            ports: ports.collect(),
+        }
+    }
+
+    /// Where a port is served now. A Service without EndpointSlices is served nowhere.
+    pub(super) fn endpoints<'a>(
+        &self,
+        name: &ObjectName,
+        port: u16,
+        slices: impl Iterator<Item = &'a SliceEndpoints>,
+    ) -> Result<Vec<Endpoint>, String> {
+        let of_number = || self.ports.iter().filter(|p| p.number == i32::from(port));
+        let service_port = of_number().find(|port| port.other_protocol.is_none());
+        if let Some(host) = &self.external_name {
+            let target = service_port.and_then(|port| port.target);
+            return external(name, host, target, port).map(|endpoint| vec![endpoint]);
+        }
+        let Some(service_port) = service_port else {
+            let other = of_number().find_map(|port| port.other_protocol.as_deref());
+            return Err(match other {
+                None => format!("Service {name} has no port {port}"),
+                Some(other) => {
+                    format!("port {port} of Service {name} is for {other}, not for TCP")
+                }
+            });
+        };
+        let mut endpoints: Vec<_> = slices
+            .flat_map(|slice| slice.of_port(&service_port.name))
+            .collect();
+        endpoints.sort();
+        endpoints.dedup();
+        Ok(endpoints)
+    }
+}
+
+/// The one endpoint of an ExternalName Service: a DNS name or, as `tailway run` allows, an IP
+/// address, of this host or another.
+fn external(
+    name: &ObjectName,
+    host: &str,
+    target: Option<i32>,
+    number: u16,
+) -> Result<Endpoint, String> {
+    let target = match target {
+        Some(target) => u16::try_from(target)
+            .map_err(|_| format!("Service {name} has target port {target}, which is no port"))?,
+        None => number,
+    };
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(Endpoint::Address(ip, target));
+    }
+    let host = host.trim_end_matches('.');
+    match HostnamePattern::parse(host) {
+        Ok(HostnamePattern::Exact(host)) => Ok(Endpoint::Name(host, target)),
+        _ => Err(format!(
+            "Service {name} has externalName {host:?}, which is neither a DNS name nor an IP address"
+        )),
+    }
+}
+
+// === impl SliceEndpoints ===
+
+impl SliceEndpoints {
+    /// `None`: the slice is of no Service.
+    pub(super) fn of(name: &ObjectName, slice: &EndpointSlice) -> Option<Self> {
+        let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
+        let ports = slice.ports.iter().flatten();
+        let ports = ports
+            .filter(|port| other_protocol(port.protocol.as_ref()).is_none())
+            .map(|port| {
+                let number = port.port.and_then(|number| u16::try_from(number).ok());
+                (port.name.clone().unwrap_or_default(), number)
+            });
+        let ready = slice.endpoints.iter().flatten().filter(|endpoint| {
+            let conditions = endpoint.conditions.as_ref();
+            // What is absent is to be read as ready and not terminating (EndpointConditions).
+            conditions.and_then(|c| c.ready).unwrap_or(true)
+                && !conditions.and_then(|c| c.terminating).unwrap_or(false)
+        });
+        let hosts = ready
+            .flat_map(|endpoint| &endpoint.addresses)
+            .map(|address| match address.parse() {
+                Ok(ip) => Host::Address(ip),
+                Err(_) => Host::Name(address.clone()),
+            });
+        Some(Self {
+            service: ObjectName::new(&name.namespace, service),
+            ports: ports.collect(),
+            ready: hosts.collect(),
+        })
+    }
+
+    /// The endpoints at the port of a Service's port's name.
+    fn of_port(&self, name: &str) -> impl Iterator<Item = Endpoint> {
+        let port = self.ports.iter().find(|(of, _)| of == name);
+        let number = port.and_then(|(_, number)| *number);
+        number.into_iter().flat_map(|number| {
+            self.ready.iter().map(move |host| match host {
+                Host::Address(ip) => Endpoint::Address(*ip, number),
+                Host::Name(name) => Endpoint::Name(name.clone(), number),
+            })
+        })
+    }
+}

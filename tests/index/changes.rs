@@ -1,0 +1,470 @@
+//! One change at a time gives what all at once gives.
+
+use super::created;
+use proptest::{
+    prelude::*,
+    sample::{Index as At, select},
+    test_runner::TestRunner,
+};
+use serde_json::{Value, json};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, LazyLock},
+};
+use tailway::{
+    api::{CONTROLLER, Object},
+    index::{Index, Key, Outcome, Verdict},
+    model::{
+        CertificateReport, Issuance, NodeReport, ObjectName, Programmed, Table, TailnetReport,
+        TailnetState, Unready,
+    },
+};
+
+#[derive(Clone, Debug)]
+enum Event {
+    Apply(Object),
+    Delete(Key),
+    /// Deletes one of the objects that are there.
+    DeleteOne(At),
+    Report(ObjectName, NodeReport),
+    ForgetReport(ObjectName),
+    Judge(String, Verdict),
+    Evaluate,
+}
+
+/// What an index was told, as it holds in the end.
+#[derive(Default)]
+struct Told {
+    objects: BTreeMap<Key, Object>,
+    reports: BTreeMap<ObjectName, NodeReport>,
+    verdicts: BTreeMap<String, Verdict>,
+}
+
+impl Told {
+    fn take(&mut self, index: &mut Index, event: Event) {
+        match event {
+            Event::Apply(object) => {
+                self.objects.insert(Key::of(&object), object.clone());
+                index.apply(object);
+            }
+            Event::Delete(key) => {
+                self.objects.remove(&key);
+                index.delete(&key);
+            }
+            Event::DeleteOne(at) if !self.objects.is_empty() => {
+                let keys: Vec<_> = self.objects.keys().cloned().collect();
+                self.take(index, Event::Delete(at.get(&keys).clone()));
+            }
+            Event::Report(gateway, report) => {
+                self.reports.insert(gateway.clone(), report.clone());
+                index.report(gateway, report);
+            }
+            Event::ForgetReport(gateway) => {
+                self.reports.remove(&gateway);
+                index.forget_report(&gateway);
+            }
+            Event::Judge(class, verdict) => {
+                self.verdicts.insert(class.clone(), verdict.clone());
+                index.judge(class, verdict);
+            }
+            Event::DeleteOne(_) | Event::Evaluate => {}
+        }
+    }
+
+    /// What an index that is told all of it at once gives.
+    fn outcome(&self, mut index: Index) -> Outcome {
+        for (class, verdict) in &self.verdicts {
+            index.judge(class.clone(), verdict.clone());
+        }
+        for (gateway, report) in &self.reports {
+            index.report(gateway.clone(), report.clone());
+        }
+        index.reset(self.objects.values().cloned());
+        index.evaluate()
+    }
+}
+
+fn object<T: serde::de::DeserializeOwned>(value: Value) -> Box<T> {
+    serde_json::from_value(value).unwrap()
+}
+
+fn name() -> impl Strategy<Value = &'static str> {
+    select(vec!["a", "b", "c"])
+}
+
+fn namespace() -> impl Strategy<Value = &'static str> {
+    select(vec!["x", "y"])
+}
+
+/// Seldom `rare`.
+fn seldom<T: Clone + std::fmt::Debug + 'static>(
+    rare: Vec<T>,
+    often: Vec<T>,
+) -> impl Strategy<Value = T> {
+    prop_oneof![1 => select(rare), 5 => select(often)]
+}
+
+fn metadata() -> impl Strategy<Value = Value> {
+    (name(), namespace(), 1u8..4, 1..3).prop_map(|(name, namespace, day, generation)| {
+        json!({
+            "name": name,
+            "namespace": namespace,
+            "creationTimestamp": created(day),
+            "generation": generation,
+        })
+    })
+}
+
+fn class() -> impl Strategy<Value = Object> {
+    let parameters = select(vec![
+        Value::Null,
+        Value::Null,
+        json!({"group": "", "kind": "Secret", "name": "a", "namespace": "x"}),
+        json!({"group": "gateway.tailscale.com", "kind": "TailscaleTailnet", "name": "a"}),
+        json!({"group": "", "kind": "ConfigMap", "name": "a", "namespace": "x"}),
+    ]);
+    let controller = seldom(vec!["example.com/other"], vec![CONTROLLER]);
+    (name(), controller, parameters, 1..3).prop_map(|(name, controller, parameters, generation)| {
+        Object::GatewayClass(object(json!({
+            "metadata": {"name": name, "generation": generation},
+            "spec": {"controllerName": controller, "parametersRef": parameters},
+        })))
+    })
+}
+
+fn tailnet() -> impl Strategy<Value = Object> {
+    name().prop_map(|name| {
+        Object::Tailnet(object(json!({
+            "metadata": {"name": name},
+            "spec": {"credentials": {"secretRef": {"name": "a"}}},
+        })))
+    })
+}
+
+fn listener() -> impl Strategy<Value = Value> {
+    let protocol = seldom(vec!["HTTP", "UDP"], vec!["TCP", "TLS", "TLS"]);
+    let hostname = select(vec![
+        "",
+        "a.example.com",
+        "*.example.com",
+        "one.tail.ts.net",
+    ]);
+    let from = select(vec![
+        json!({"from": "Same"}),
+        json!({"from": "All"}),
+        json!({"from": "All"}),
+        json!({"from": "Selector", "selector": {"matchLabels": {"team": "one"}}}),
+        json!({"from": "Selector", "selector": {"matchExpressions": [
+            {"key": "team", "operator": "NotIn", "values": ["one"]},
+        ]}}),
+    ]);
+    let kind = seldom(vec!["HTTPRoute"], vec!["TCPRoute"]);
+    let secret = prop::option::of((name(), namespace()));
+    (1..4, protocol, hostname, from, kind, secret).prop_map(
+        |(port, protocol, hostname, from, kind, secret)| {
+            let mut listener = json!({
+                "port": port,
+                "protocol": protocol,
+                "allowedRoutes": {"namespaces": from, "kinds": [{"kind": kind}]},
+            });
+            if protocol == "TLS" {
+                let secret = secret.into_iter();
+                let secrets = secret
+                    .map(|(name, namespace)| json!({"name": name, "namespace": namespace}))
+                    .collect::<Vec<_>>();
+                listener["hostname"] = json!(hostname);
+                listener["tls"] = json!({"certificateRefs": secrets});
+            }
+            listener
+        },
+    )
+}
+
+fn gateway() -> impl Strategy<Value = Object> {
+    let class = seldom(vec!["missing", "b"], vec!["a"]);
+    let hostname = prop::option::of(select(vec!["one", "two", "one.tail.ts.net", "no_label"]));
+    let listeners = prop::collection::vec(listener(), 1..4);
+    (metadata(), class, hostname, listeners).prop_map(
+        |(metadata, class, hostname, mut listeners)| {
+            for (index, listener) in listeners.iter_mut().enumerate() {
+                listener["name"] = json!(format!("l{index}"));
+            }
+            let address = |name| json!({"type": "Hostname", "value": name});
+            let addresses: Vec<_> = hostname.into_iter().map(address).collect();
+            Object::Gateway(object(json!({
+                "metadata": metadata,
+                "spec": {
+                    "gatewayClassName": class,
+                    "addresses": addresses,
+                    "listeners": listeners,
+                },
+            })))
+        },
+    )
+}
+
+fn route() -> impl Strategy<Value = Object> {
+    let kind = seldom(vec!["Service"], vec!["Gateway"]);
+    let section = prop::option::of(select(vec!["l0", "l1"]));
+    let parent = (name(), namespace(), kind, section);
+    let port = seldom(vec![53], vec![80]);
+    let backend = (name(), namespace(), port, prop::option::of(0..3));
+    let parents = prop::collection::vec(parent, 0..3);
+    let backends = prop::collection::vec(backend, 1..3);
+    let rules = seldom(vec![2], vec![1]);
+    (metadata(), parents, backends, rules).prop_map(|(metadata, parents, backends, rules)| {
+        let parents = parents.into_iter();
+        let parents = parents.map(|(name, namespace, kind, section)| {
+            json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
+        });
+        let backends = backends.into_iter();
+        let backends = backends.map(|(name, namespace, port, weight)| {
+            json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
+        });
+        let rule = json!({"backendRefs": backends.collect::<Vec<_>>()});
+        Object::TcpRoute(object(json!({
+            "metadata": metadata,
+            "spec": {"parentRefs": parents.collect::<Vec<_>>(), "rules": vec![rule; rules]},
+        })))
+    })
+}
+
+fn grant() -> impl Strategy<Value = Object> {
+    let from = select(vec!["TCPRoute", "Gateway"]);
+    let to = (select(vec!["Service", "Secret"]), prop::option::of(name()));
+    (name(), namespace(), from, namespace(), to).prop_map(
+        |(name, namespace, from, of, (to, only))| {
+            Object::ReferenceGrant(object(json!({
+                "metadata": {"name": name, "namespace": namespace},
+                "spec": {
+                    "from": [{"group": "gateway.networking.k8s.io", "kind": from, "namespace": of}],
+                    "to": [{"group": "", "kind": to, "name": only}],
+                },
+            })))
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = Object> {
+    let spec = seldom(
+        vec![
+            json!({"type": "ExternalName", "externalName": "db.example.org"}),
+            json!({"ports": [{"port": 80, "protocol": "UDP"}]}),
+        ],
+        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 53, "protocol": "UDP"}]})],
+    );
+    (name(), namespace(), spec).prop_map(|(name, namespace, spec)| {
+        Object::Service(object(json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": spec,
+        })))
+    })
+}
+
+fn slice() -> impl Strategy<Value = Object> {
+    let service = prop::option::of(name());
+    let endpoints = prop::collection::vec((1..4, any::<bool>()), 0..3);
+    (name(), namespace(), service, endpoints).prop_map(|(name, namespace, service, endpoints)| {
+        let labels = service.map(|service| json!({"kubernetes.io/service-name": service}));
+        let endpoints = endpoints.into_iter().map(|(host, ready)| {
+            json!({"addresses": [format!("10.0.0.{host}")], "conditions": {"ready": ready}})
+        });
+        Object::EndpointSlice(object(json!({
+            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "addressType": "IPv4",
+            "ports": [{"name": "web", "port": 8080}],
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        })))
+    })
+}
+
+static CERTIFICATES: LazyLock<[Value; 2]> = LazyLock::new(|| {
+    ["a.example.com", "*.example.com"].map(|name| {
+        let issued = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        json!({"tls.crt": issued.cert.pem(), "tls.key": issued.signing_key.serialize_pem()})
+    })
+});
+
+fn secret() -> impl Strategy<Value = Object> {
+    let kind = seldom(vec!["Opaque"], vec!["kubernetes.io/tls"]);
+    (name(), namespace(), kind, 0..2usize).prop_map(|(name, namespace, kind, at)| {
+        Object::Secret(object(json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "type": kind,
+            "stringData": CERTIFICATES[at],
+        })))
+    })
+}
+
+fn labelled_namespace() -> impl Strategy<Value = Object> {
+    let team = prop::option::of(select(vec!["one", "two"]));
+    (namespace(), team).prop_map(|(name, team)| {
+        let labels = team.map(|team| json!({"team": team}));
+        Object::Namespace(object(
+            json!({"metadata": {"name": name, "labels": labels}}),
+        ))
+    })
+}
+
+fn any_object() -> impl Strategy<Value = Object> {
+    prop_oneof![
+        2 => class(),
+        1 => tailnet(),
+        6 => gateway(),
+        6 => route(),
+        2 => grant(),
+        3 => service(),
+        3 => slice(),
+        3 => secret(),
+        1 => labelled_namespace(),
+    ]
+}
+
+fn report() -> impl Strategy<Value = NodeReport> {
+    let programmed = select(vec![
+        Programmed::Generation(1),
+        Programmed::Generation(2),
+        Programmed::No {
+            reason: Unready::AddressNotAssigned,
+            message: "no address yet".into(),
+        },
+    ]);
+    let dns_name = select(vec!["", "one.tail.ts.net", "one-1.tail.ts.net"]);
+    let state = select(vec![TailnetState::Ready, TailnetState::NameTaken]);
+    let issuance = select(vec![Issuance::NotNeeded, Issuance::RateLimited]);
+    (programmed, dns_name, state, issuance).prop_map(|(programmed, dns_name, state, issuance)| {
+        NodeReport {
+            dns_name: dns_name.into(),
+            addresses: vec![[100, 64, 0, 1].into()],
+            node_id: "n1".into(),
+            programmed,
+            tailnet: TailnetReport {
+                state,
+                message: String::new(),
+            },
+            certificate: CertificateReport {
+                issuance,
+                ..CertificateReport::default()
+            },
+        }
+    })
+}
+
+fn verdict() -> impl Strategy<Value = Verdict> {
+    let refused = Verdict::Refused {
+        reason: "InvalidCredentials",
+        message: "wrong".into(),
+    };
+    seldom(vec![refused], vec![Verdict::Accepted])
+}
+
+fn event(verdicts: bool) -> impl Strategy<Value = Event> {
+    let gateway = || (namespace(), name()).prop_map(|(x, name)| ObjectName::new(x, name));
+    let judge =
+        (name(), verdict()).prop_map(|(class, verdict)| Event::Judge(class.into(), verdict));
+    prop_oneof![
+        12 => any_object().prop_map(Event::Apply),
+        3 => any::<At>().prop_map(Event::DeleteOne),
+        1 => any_object().prop_map(|object| Event::Delete(Key::of(&object))),
+        2 => (gateway(), report()).prop_map(|(gateway, report)| Event::Report(gateway, report)),
+        1 => gateway().prop_map(Event::ForgetReport),
+        u32::from(verdicts) => judge,
+        4 => Just(Event::Evaluate),
+    ]
+}
+
+/// What is equal in both is the very same.
+fn is_shared<T: PartialEq, K: Ord + Clone>(now: &Table<T, K>, before: &Table<T, K>) -> bool {
+    let mut both = now
+        .iter()
+        .filter_map(|(key, value)| Some((value, before.get(key)?)));
+    both.all(|(now, before)| Arc::ptr_eq(now, before) || now != before)
+}
+
+/// The reasons of all conditions.
+fn reasons(outcome: &Outcome) -> BTreeSet<&'static str> {
+    let statuses = &outcome.statuses;
+    let classes = statuses
+        .classes
+        .values()
+        .flat_map(|class| &class.conditions);
+    let gateways = statuses.gateways.values().flat_map(|gateway| {
+        let listeners = gateway.listeners.iter();
+        let listeners = listeners.flat_map(|listener| &listener.conditions);
+        gateway.conditions.iter().chain(listeners)
+    });
+    let routes = statuses.routes.values().flat_map(|route| &route.parents);
+    let routes = routes.flat_map(|parent| &parent.conditions);
+    let conditions = classes.chain(gateways).chain(routes);
+    conditions.map(|condition| condition.reason).collect()
+}
+
+/// What the changes must have led to for the test to mean something.
+const REASONS: [&str; 16] = [
+    "Accepted",
+    "AddressNotUsable",
+    "BackendNotFound",
+    "HostnameConflict",
+    "InvalidCertificateRef",
+    "InvalidParameters",
+    "InvalidRouteKinds",
+    "ListenersNotValid",
+    "NotAllowedByListeners",
+    "OlderRoute",
+    "OverlappingHostnames",
+    "Pending",
+    "Programmed",
+    "ProtocolConflict",
+    "RateLimited",
+    "RefNotPermitted",
+];
+
+fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 48,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let seen = RefCell::new(BTreeSet::new());
+    let events = prop::collection::vec(event(verdicts), 50..200);
+    runner
+        .run(&events, |events| {
+            let (mut index, mut told) = (empty.clone(), Told::default());
+            let mut before = Outcome::default();
+            for event in events.into_iter().chain([Event::Evaluate]) {
+                if !matches!(event, Event::Evaluate) {
+                    told.take(&mut index, event);
+                    continue;
+                }
+                let now = index.evaluate();
+                prop_assert_eq!(&now, &told.outcome(empty.clone()));
+                let (statuses, old) = (&now.statuses, &before.statuses);
+                prop_assert!(is_shared(&now.snapshots, &before.snapshots));
+                prop_assert!(is_shared(&statuses.classes, &old.classes));
+                prop_assert!(is_shared(&statuses.gateways, &old.gateways));
+                prop_assert!(is_shared(&statuses.routes, &old.routes));
+                prop_assert!(is_shared(&statuses.unclaimed, &old.unclaimed));
+                seen.borrow_mut().extend(reasons(&now));
+                before = now;
+            }
+            Ok(())
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+    let mut expected = BTreeSet::from(REASONS);
+    if verdicts {
+        expected.insert("InvalidCredentials");
+    }
+    let missing: Vec<_> = expected.difference(&seen.borrow()).copied().collect();
+    assert_eq!(missing, [""; 0]);
+}
+
+#[test]
+fn changes_one_by_one_give_what_all_objects_at_once_give() {
+    changes_give_what_all_at_once_gives(&Index::default(), false);
+}
+
+#[test]
+fn changes_and_verdicts_one_by_one_give_what_all_at_once_give() {
+    changes_give_what_all_at_once_gives(&Index::with_verdicts(), true);
+}
