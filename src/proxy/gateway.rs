@@ -359,7 +359,7 @@ fn certificate_report(
         }
     } else if state.limited_until.is_some() {
         Issuance::RateLimited
-    } else if status.is_running() && status.cert_domains.is_empty() {
+    } else if state.disabled {
         Issuance::HttpsDisabled
     } else {
         Issuance::Failed
