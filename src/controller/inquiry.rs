@@ -1,5 +1,5 @@
 //! Asks pods why they are not ready: what keeps a pod from writing its report keeps it from saying
-//! so in there, such as a Role that was taken away, or a controller that it cannot reach.
+//! so in there, such as a Role that was taken away, and what is there may be of an earlier pod.
 
 use crate::model::ObjectName;
 use http_body_util::{BodyExt, Empty, Limited};
@@ -44,8 +44,8 @@ pub(super) struct Inquiry {
 /// Between two turns. A pod is asked from its second turn on: most get ready before.
 const PERIOD: Duration = Duration::from_secs(5);
 
-/// For an answer, which needs no work.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// For an answer, which needs no work, but a pod has little of a busy processor.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Pods that are asked at a time.
 const CONCURRENCY: usize = 16;

@@ -136,7 +136,7 @@ impl Follower {
                 turn = inquiry.next() => {
                     match turn {
                         Turn::Answer((gateway, pod), reason) => self.hear(&gateway, &pod, reason),
-                        Turn::Ask => inquiry.ask(self.owned.unexplained()),
+                        Turn::Ask => inquiry.ask(self.owned.unready()),
                     }
                     Vec::new()
                 }
@@ -302,11 +302,10 @@ fn gateway_of(metadata: &ObjectMeta) -> Option<ObjectName> {
 // === impl Owned ===
 
 impl Owned {
-    /// Pods that run and are not ready, and do not say why in their report.
-    fn unexplained(&self) -> BTreeMap<PodKey, SocketAddr> {
+    /// Pods that run and are not ready, with the addresses of their admin pages.
+    fn unready(&self) -> BTreeMap<PodKey, SocketAddr> {
         let workloads = self.workloads.iter();
-        let unexplained = workloads.filter(|(_, workload)| !workload.reports_why());
-        let pods = unexplained.flat_map(|(gateway, workload)| {
+        let pods = workloads.flat_map(|(gateway, workload)| {
             let unready = workload.pods.iter();
             let unready = unready.filter(|(_, pod)| pod.problem == NOT_READY && !pod.ending);
             unready.filter_map(|(name, pod)| {
@@ -365,11 +364,15 @@ impl Workload {
         ]
     }
 
-    /// Whether a pod that is not ready says why in its report.
+    /// Whether a pod that is not ready says why in its report, and still says so when asked.
     fn reports_why(&self) -> bool {
         let report = self.secret.as_ref().and_then(|s| s.report.as_ref());
-        report.is_some_and(|report| matches!(report.programmed, Programmed::No { .. }))
-            && self.pods.values().any(|pod| pod.problem == NOT_READY)
+        let Some(Programmed::No { message, .. }) = report.map(|report| &report.programmed) else {
+            return false;
+        };
+        let agrees = |pod: &PodState| pod.says.is_empty() || pod.says == message.trim();
+        let mut pods = self.pods.values();
+        pods.any(|pod| pod.problem == NOT_READY && agrees(pod))
     }
 
     /// Why no pod of it serves.
@@ -413,7 +416,12 @@ impl Set {
 
 impl StateSecret {
     fn put(secret: &Secret, workload: &mut Workload) {
-        workload.secret = Some(Self::of(secret));
+        let state = Self::of(secret);
+        if workload.secret.as_ref().map(|before| &before.report) != Some(&state.report) {
+            // This is newer than what its pods said.
+            workload.pods.values_mut().for_each(|pod| pod.says.clear());
+        }
+        workload.secret = Some(state);
     }
 
     pub(super) fn of(secret: &Secret) -> Self {

@@ -116,7 +116,7 @@ fn a_pod_that_runs_knows_better_than_kubernetes_why_it_is_not_ready() {
 }
 
 #[test]
-fn a_pod_that_does_not_report_why_it_is_not_ready_is_asked_and_believed() {
+fn a_pod_that_is_not_ready_is_asked_and_believed_before_an_older_report() {
     let running = json!({
         "podIP": "10.0.0.7",
         "containerStatuses": container(json!({"running": {}}))["containerStatuses"],
@@ -133,13 +133,22 @@ fn a_pod_that_does_not_report_why_it_is_not_ready_is_asked_and_believed() {
     };
     let address: SocketAddr = "10.0.0.7:9090".parse().unwrap();
     let asked = BTreeMap::from([((name.clone(), "web-0".to_owned()), address)]);
-    assert_eq!(owned(&silent).unexplained(), asked);
+    assert_eq!(owned(&silent).unready(), asked);
     silent.pods.get_mut("web-0").unwrap().says = "no way to write".into();
     assert_eq!(programmed(&silent), pending("pod web-0: no way to write"));
 
-    silent.secret.as_mut().unwrap().report = Some(report(pending("its own")));
-    assert_eq!(owned(&silent).unexplained(), BTreeMap::new());
-    assert_eq!(programmed(&silent), pending("its own"));
+    let own = Programmed::No {
+        reason: Unready::AddressNotAssigned,
+        message: "waiting for approval".into(),
+    };
+    silent.secret.as_mut().unwrap().report = Some(report(own.clone()));
+    assert_eq!(programmed(&silent), pending("pod web-0: no way to write"));
+    silent.pods.get_mut("web-0").unwrap().says = "waiting for approval".into();
+    assert_eq!(programmed(&silent), own);
+
+    let newer = json!({"metadata": {"name": "web-state"}});
+    StateSecret::put(&serde_json::from_value(newer).unwrap(), &mut silent);
+    assert_eq!(silent.pods["web-0"].says, "");
 }
 
 #[test]
