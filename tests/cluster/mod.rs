@@ -15,4 +15,5 @@ mod scene;
 mod smoke;
 mod steady;
 pub mod tailnet;
+mod troubles;
 mod views;
