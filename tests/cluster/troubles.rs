@@ -42,7 +42,7 @@ async fn what_is_the_matter_in_the_tailnet_is_told_with_the_fix() {
     told_as_often(&scene).await;
 
     // None of it took another key.
-    assert_eq!(scene.asked("POST", "/keys").await.len(), 1);
+    assert_eq!(scene.keys_minted().await, 1);
     lab.kubectl(["delete", "namespace", NAME]).await;
     assert_eq!(scene.made().await, Vec::<String>::new());
     assert_eq!(scene.nodes().await, ["visitor"]);
