@@ -10,6 +10,7 @@ mod certificates;
 mod connection;
 mod gateway;
 mod limits;
+mod renewal;
 mod tls;
 
 pub use certificates::{CertificateState, IssueError, Issuer, Schedule, TailnetCertificate};

@@ -17,6 +17,8 @@ pub struct Status {
     pub ips: Vec<IpAddr>,
     /// MagicDNS suffix of the tailnet.
     pub domain: String,
+    /// Whether the tailnet has MagicDNS off, so that peers cannot ask for the name.
+    pub magic_dns_off: bool,
     /// Names the tailnet issues certificates for to this node.
     pub cert_domains: Vec<String>,
     pub node_id: String,
@@ -28,6 +30,8 @@ pub struct Status {
     pub key_expired: bool,
     /// The last error of the connection to the control server; empty when it is fine.
     pub control_error: String,
+    /// Whether that error is the control server's answer to the key or the login.
+    pub login_refused: bool,
     pub health: Vec<String>,
     pub peers: Peers,
 }

@@ -22,7 +22,7 @@ metadata:
 }
 
 /// A pod that the `restricted` standard admits.
-fn pod(namespace: &str, name: &str, image: &str, arguments: &str) -> String {
+pub fn pod(namespace: &str, name: &str, image: &str, arguments: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod

@@ -179,10 +179,12 @@ extern int tailscale_close(tailscale sd, uint64_t timeout_ms,
 //   auth_url      where to log in, "" when not needed
 //   hostname      as asked for;  dns_name: as the tailnet named it, no final dot
 //   ips           tailnet addresses, v4 first
-//   domain        MagicDNS suffix;  cert_domains: names it may have certificates for
+//   domain        MagicDNS suffix;  magic_dns_off: its peers cannot ask for its name
+//   cert_domains  names it may have certificates for
 //   node_id, user (login name), tags
 //   key_expiry    RFC 3339 or "" when it never expires;  key_expired
-//   control_error last error of the control connection, "" when fine
+//   control_error last error of the control connection, "" when fine;
+//                 login_refused: it is the server's word on the key or the login
 //   health        warnings, sorted
 //   peers         {"total","direct","relayed"} of those with recent traffic
 extern int tailscale_status(tailscale sd, char **out, size_t *len);

@@ -39,6 +39,12 @@ pub enum ApiError {
          file, https://login.tailscale.com/admin/acls/file"
     )]
     Tags { message: String },
+    /// The API has no such tailnet, or does not show it to the credential.
+    #[error(
+        "Tailscale's API knows no tailnet {tailnet} ({message}): correct the name, or use - for the \
+         tailnet of the credential"
+    )]
+    Tailnet { tailnet: String, message: String },
     /// No answer: the network, a name, TLS, or nothing within the time.
     #[error(
         "Tailscale's API at {url} cannot be reached: {reason}; check the API URL, DNS and egress \
@@ -92,6 +98,7 @@ impl ApiError {
             | Self::FederatedIdentity { .. }
             | Self::MissingScope { .. }
             | Self::Tags { .. }
+            | Self::Tailnet { .. }
             | Self::Answer { .. } => false,
         }
     }

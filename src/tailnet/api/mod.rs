@@ -162,8 +162,8 @@ impl ApiClient {
     /// read of devices and of keys.
     ///
     /// # Errors
-    /// [`ApiError::Credentials`], [`ApiError::MissingScope`], [`ApiError::Unreachable`],
-    /// [`ApiError::RateLimited`] and the others say which.
+    /// [`ApiError::Credentials`], [`ApiError::MissingScope`], [`ApiError::Tailnet`],
+    /// [`ApiError::Unreachable`], [`ApiError::RateLimited`] and the others say which.
     pub async fn verify(&self) -> Result<(), ApiError> {
         let granted = self
             .bounded(Operation::Token, async {
@@ -176,9 +176,20 @@ impl ApiClient {
         }
         // No device has this id, so that the answer is small in a tailnet of any size.
         let path = self.tailnet_path("devices?fields=default&nodeId=none");
-        let _: Devices = self
+        let listed: Result<Devices, _> = self
             .read(Operation::ListDevices, Method::GET, path, Body::Empty)
-            .await?;
+            .await;
+        listed.map_err(|error| match error {
+            ApiError::Refused {
+                status: StatusCode::NOT_FOUND,
+                message,
+                ..
+            } => ApiError::Tailnet {
+                tailnet: self.inner.tailnet.clone(),
+                message,
+            },
+            other => other,
+        })?;
         self.keys().await.map(drop)
     }
 

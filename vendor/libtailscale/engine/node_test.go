@@ -137,7 +137,7 @@ func TestAControlServerThatIsAwayIsSaid(t *testing.T) {
 	await(t, "the status tells", func() bool {
 		var s status
 		check(t, json.Unmarshal([]byte(node.Status()), &s))
-		return strings.Contains(s.ControlError, gone)
+		return strings.Contains(s.ControlError, gone) && !s.LoginRefused
 	})
 }
 
@@ -183,8 +183,8 @@ func TestTheStatusTellsWhoTheNodeIs(t *testing.T) {
 	if len(s.IPs) != 2 || !netip.MustParseAddr(s.IPs[0]).Is4() || !netip.MustParseAddr(s.IPs[1]).Is6() {
 		t.Errorf("the addresses are %v", s.IPs)
 	}
-	if len(s.CertDomains) != 1 || s.CertDomains[0] != s.DNSName {
-		t.Errorf("the certificate domains are %v", s.CertDomains)
+	if s.MagicDNSOff || len(s.CertDomains) != 1 || s.CertDomains[0] != s.DNSName {
+		t.Errorf("MagicDNS off is %v, the certificate domains are %v", s.MagicDNSOff, s.CertDomains)
 	}
 	if len(s.Tags) != 1 || s.Tags[0] != "tag:gateway" || s.User != "" || s.NodeID == "" {
 		t.Errorf("tags %v, user %q, node %q", s.Tags, s.User, s.NodeID)

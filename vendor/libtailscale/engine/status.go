@@ -23,12 +23,14 @@ type status struct {
 	DNSName      string   `json:"dns_name"`
 	IPs          []string `json:"ips"`
 	Domain       string   `json:"domain"`
+	MagicDNSOff  bool     `json:"magic_dns_off"`
 	CertDomains  []string `json:"cert_domains"`
 	NodeID       string   `json:"node_id"`
 	User         string   `json:"user"`
 	Tags         []string `json:"tags"`
 	KeyExpiry    string   `json:"key_expiry"`
 	KeyExpired   bool     `json:"key_expired"`
+	LoginRefused bool     `json:"login_refused"`
 	ControlError string   `json:"control_error"`
 	Health       []string `json:"health"`
 	Peers        peers    `json:"peers"`
@@ -206,6 +208,7 @@ func (w *statusWatcher) build() *status {
 	}
 	if st.CurrentTailnet != nil {
 		s.Domain = st.CurrentTailnet.MagicDNSSuffix
+		s.MagicDNSOff = !st.CurrentTailnet.MagicDNSEnabled
 	}
 	if self := st.Self; self != nil {
 		s.DNSName = strings.TrimSuffix(self.DNSName, ".")
@@ -228,8 +231,8 @@ func (w *statusWatcher) build() *status {
 	w.mu.Lock()
 	s.refused = w.refused
 	w.mu.Unlock()
-	s.ControlError = s.refused
-	if s.ControlError == "" {
+	s.ControlError, s.LoginRefused = s.refused, s.refused != ""
+	if !s.LoginRefused {
 		s.ControlError = controlError(w.node.backend.HealthTracker().CurrentState())
 	}
 	return s

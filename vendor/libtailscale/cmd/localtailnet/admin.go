@@ -55,6 +55,8 @@ func (t *Tailnet) adminHandler() http.Handler {
 	handle("POST /nodes/{name}/capabilities", t.adminCapabilities)
 	handle("POST /approval", t.adminApproval)
 	handle("POST /auth-keys", t.adminAuthKey)
+	handle("POST /https", t.adminDNSFeature(&t.nodes.noHTTPS))
+	handle("POST /magic-dns", t.adminDNSFeature(&t.nodes.noMagicDNS))
 	t.adminAPI(handle)
 	handle("POST /filter", t.adminFilter)
 	handle("GET /dns", func(*http.Request) (any, error) { return t.dns.state(), nil })
@@ -255,10 +257,31 @@ func (t *Tailnet) adminRename(r *http.Request) (any, error) {
 }
 
 func (t *Tailnet) adminApprove(r *http.Request) (any, error) {
-	if err := readNothing(r); err != nil {
+	body := struct {
+		Approved bool `json:"approved"`
+	}{Approved: true}
+	if err := readBody(r, &body); err != nil {
 		return nil, err
 	}
-	return t.changeNode(r, func(n *node) error { n.unapproved = false; return nil })
+	return t.changeNode(r, func(n *node) error { n.unapproved = !body.Approved; return nil })
+}
+
+// adminDNSFeature switches what the admin console has on its DNS page, HTTPS
+// or MagicDNS: {"enabled":false}.
+func (t *Tailnet) adminDNSFeature(off *bool) func(*http.Request) (any, error) {
+	return func(r *http.Request) (any, error) {
+		var body struct {
+			Enabled bool `json:"enabled"`
+		}
+		if err := readBody(r, &body); err != nil {
+			return nil, err
+		}
+		t.nodes.mu.Lock()
+		defer t.nodes.mu.Unlock()
+		*off = !body.Enabled
+		t.nodes.changedLocked()
+		return map[string]bool{"enabled": body.Enabled}, nil
+	}
 }
 
 // adminApproval decides whether later nodes wait for approval, unless their

@@ -414,6 +414,10 @@ func TestOnlyPreauthorizedKeysSpareANodeItsApproval(t *testing.T) {
 	}
 	eventually(t, "the approved node runs", func() bool { return state(t, client) == ipn.Running.String() })
 	eventually(t, "the approved node is seen", func() bool { return peers() == 1 })
+	must(t, tailnet, "POST", "/nodes/waiting/approve", map[string]bool{"approved": false}, nil)
+	eventually(t, "the node waits again", func() bool { return state(t, client) == ipn.NeedsMachineAuth.String() })
+	must(t, tailnet, "POST", "/nodes/waiting/approve", nil, nil)
+	eventually(t, "the node runs again", func() bool { return state(t, client) == ipn.Running.String() })
 }
 
 // signedToken is a JWT as a cluster would issue it.

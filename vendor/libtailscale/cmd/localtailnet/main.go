@@ -21,10 +21,12 @@
 //	POST   /nodes/NAME/login           {"login","display_name","profile_pic_url"}; takes tags away
 //	POST   /nodes/NAME/expire          {} now, {"in":"1h"} or {"never":true}
 //	POST   /nodes/NAME/rename          {"name":"other"}
-//	POST   /nodes/NAME/approve         an admin lets it in
+//	POST   /nodes/NAME/approve         an admin lets it in; {"approved":false} takes that back
 //	POST   /nodes/NAME/capabilities    {"src":"*|NAME|LOGIN|TAG","capabilities":{"cap":[…]}}; none: take away
 //	POST   /auth-keys                  {"login","tags","ephemeral","reusable","preauthorized","expires_in"} → {"auth_key"}
 //	POST   /approval                   {"required":true}: later nodes wait for it unless their key is preauthorized
+//	POST   /https                      {"enabled":false}: no certificates for nodes; true: again
+//	POST   /magic-dns                  {"enabled":false}: nobody can ask for names, which takes certificates along
 //	POST   /api/clients                {"scopes","tags","owned_tags","federated":{…}} → {"client_id","client_secret"}
 //	DELETE /api/clients/ID             its tokens end with it
 //	POST   /api/tokens/revoke          every token ends before its time

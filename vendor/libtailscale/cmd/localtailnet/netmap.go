@@ -92,7 +92,6 @@ func (r *registry) mapLocked(n *node, formerPeers []tailcfg.NodeID) *tailcfg.Map
 	self := r.nodeLocked(n)
 	self.Online = nil
 	self.CapMap = tailcfg.NodeCapMap{
-		tailcfg.CapabilityHTTPS:     {},
 		tailcfg.NodeAttrDisableUPnP: {},
 		tailcfg.NodeAttrFunnel:      {},
 	}
@@ -102,10 +101,13 @@ func (r *registry) mapLocked(n *node, formerPeers []tailcfg.NodeID) *tailcfg.Map
 		Domain:        r.config.Domain,
 		PacketFilters: map[string][]tailcfg.FilterRule{"*": nil, "base": r.packetFilterLocked(n)},
 		DNSConfig: &tailcfg.DNSConfig{
-			Proxied:     true,
-			Domains:     []string{r.config.Domain},
-			CertDomains: []string{n.name + "." + r.config.Domain},
+			Proxied: !r.noMagicDNS,
+			Domains: []string{r.config.Domain},
 		},
+	}
+	if !r.noHTTPS && !r.noMagicDNS {
+		self.CapMap[tailcfg.CapabilityHTTPS] = []tailcfg.RawMessage{}
+		response.DNSConfig.CertDomains = []string{n.name + "." + r.config.Domain}
 	}
 	profiles := []tailcfg.UserProfile{r.profileLocked(n)}
 	if !n.deleted && !n.unapproved {

@@ -107,8 +107,11 @@ type registry struct {
 	logins   map[string]*pendingLogin // by token
 	grants   []grant
 	filter   []filterRule
-	approval bool          // new nodes wait for approval
-	changed  chan struct{} // closed and replaced at each change
+	approval bool // new nodes wait for approval
+
+	noHTTPS, noMagicDNS bool // what the tailnet does without
+
+	changed chan struct{} // closed and replaced at each change
 }
 
 func newRegistry(config Config, base *testcontrol.Server, derpMap *tailcfg.DERPMap) *registry {

@@ -188,6 +188,25 @@ func TestRenameChangesNameAndCertificateName(t *testing.T) {
 	}
 }
 
+func TestATailnetWithoutHTTPSOrMagicDNSPromisesNoCertificates(t *testing.T) {
+	tailnet := startTailnet(t, Config{})
+	client := localClient(t, join(t, tailnet, "web"))
+	for _, feature := range []string{"/https", "/magic-dns"} {
+		for _, enabled := range []bool{false, true} {
+			must(t, tailnet, "POST", feature, map[string]bool{"enabled": enabled}, nil)
+			eventually(t, "the node is told", func() bool {
+				status, err := client.Status(testContext(t))
+				magicDNS := enabled || feature != "/magic-dns"
+				return err == nil && (len(status.CertDomains) == 1) == enabled && status.CurrentTailnet.MagicDNSEnabled == magicDNS
+			})
+			_, _, err := client.CertPair(testContext(t), "web.tail1234.ts.net")
+			if (err == nil) != enabled {
+				t.Fatalf("with %s %v, a certificate gives %v", feature, enabled, err)
+			}
+		}
+	}
+}
+
 func state(t *testing.T, client interface {
 	StatusWithoutPeers(context.Context) (*ipnstate.Status, error)
 }) string {
@@ -474,6 +493,7 @@ func TestTheAdminAPIRefusesWhatItCannotDo(t *testing.T) {
 		{"POST", "/nodes/nobody/rename", `{"name":"Not A Label"}`, 400},
 		{"POST", "/nodes/nobody/capabilities", `[]`, 400},
 		{"POST", "/auth-keys", `{"tags":["web"]}`, 400},
+		{"POST", "/https", `{"on":true}`, 400},
 		{"POST", "/filter", `{}`, 400},
 		{"POST", "/filter", `{"rules":[{"src":["*"],"dst":["*"],"ports":["99999"]}]}`, 400},
 		{"POST", "/acme/rate-limit", `{}`, 400},
