@@ -138,8 +138,8 @@ impl Bench {
         let started = Instant::now();
         let objects = changed(&world, &self.world);
         drop(plan(&world, &objects, jiff::Timestamp::UNIX_EPOCH));
-        self.publisher
-            .publish(&world.outcome.snapshots, tokio::time::Instant::now());
+        let since = tokio::time::Instant::now();
+        self.publisher.publish(&world.outcome.snapshots, since);
         self.world = world;
         Took {
             evaluation,
