@@ -138,7 +138,8 @@ impl Bench {
         let started = Instant::now();
         let objects = changed(&world, &self.world);
         drop(plan(&world, &objects, jiff::Timestamp::UNIX_EPOCH));
-        self.publisher.publish(&world.outcome.snapshots);
+        let since = tokio::time::Instant::now();
+        self.publisher.publish(&world.outcome.snapshots, since);
         self.world = world;
         Took {
             evaluation,

@@ -32,6 +32,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -230,7 +231,8 @@ fn serve_snapshots(
     tasks.spawn(async move {
         while worlds.changed().await.is_ok() {
             let world = worlds.borrow_and_update().clone();
-            target.publish(&world.outcome.snapshots);
+            let since = world.since.unwrap_or_else(Instant::now);
+            target.publish(&world.outcome.snapshots, since);
         }
         "the publisher"
     });

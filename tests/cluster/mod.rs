@@ -21,5 +21,6 @@ mod smoke;
 mod state;
 mod steady;
 pub mod tailnet;
+mod troubles;
 mod upgrade;
 mod views;
