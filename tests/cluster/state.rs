@@ -101,6 +101,8 @@ async fn a_key_is_minted_once_for_a_node_and_no_secret_is_found_anywhere() {
         scene.programmed("keys", name).await;
     }
     assert_eq!(scene.keys_minted().await, 2);
+    // Of those that minted, which end now.
+    no_log_has_a_secret(&scene).await;
 
     scene
         .system(["rollout", "restart", "deployment/tailway-controller"])
@@ -156,13 +158,25 @@ async fn nothing_secret_is_found(scene: &Scene) {
             }
         }
     }
+    no_log_has_a_secret(scene).await;
+}
+
+async fn no_log_has_a_secret(scene: &Scene) {
+    let secrets = [scene.tailnet.field("oauth_client_secret"), "tskey-"];
     let pods = scene.system(["get", "pods", "--output=name"]).await;
+    let mut read = 0;
     for pod in pods.lines() {
-        let log = scene.system(["logs", pod, "--tail=-1"]).await;
+        let logs = ["logs", pod, "--tail=-1", "--namespace", SYSTEM];
+        // Some that were listed have ended meanwhile.
+        let Ok(log) = scene.lab.try_kubectl(logs).await else {
+            continue;
+        };
+        read += 1;
         for secret in secrets {
             assert!(!log.contains(secret), "the log of {pod} holds {secret}");
         }
     }
+    assert!(read >= 4, "logs of {pods}");
 }
 
 /// The text in base64, with what is no text left out.
