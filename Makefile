@@ -14,7 +14,7 @@ PROFILE ?= release
 BUILDER ?= $(shell docker buildx inspect >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 LAB := tests/cluster/lab
 
-.PHONY: build cluster demo helm image image-archive image-built lab-build test test-go test-rust lint gen bench localtailnet release
+.PHONY: build cluster demo helm image image-archive image-built lab-build test test-go test-rust lint gen bench bench-index bench-traffic localtailnet release
 
 build: ## tailway for development
 	$(CARGO) build
@@ -74,6 +74,11 @@ gen: helm ## bindings of tailscale.h, types of the Gateway API, CRDs, install.ya
 	UPDATE_GOLDEN=1 $(CARGO) test --test tests manifests::the_crds
 	manifests/gen.sh
 
-bench: release localtailnet ## tailway against Go peers on the same machine, as ratios
+bench: bench-index bench-traffic ## what tailway costs: its index at scale, and its traffic
+
+bench-index: ## a thousand Gateways: what one change costs, beside working out all anew
+	$(CARGO) bench --bench index
+
+bench-traffic: release localtailnet ## tailway against Go peers on the same machine, as ratios
 	cd $(LIBTAILSCALE) && $(GO) build $(GO_BUILD) -o $(TARGET)/bench ./cmd/bench
 	$(TARGET)/bench -tailway $(TARGET)/release/tailway -localtailnet $(TARGET)/localtailnet $(BENCH)

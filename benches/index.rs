@@ -14,8 +14,9 @@ use std::{
 };
 use tailway::{
     api::{CONTROLLER, Object},
-    controller::{World, plan},
-    index::Index,
+    controller::{World, changed, plan},
+    discovery::Publisher,
+    index::{Index, Verdict},
     model::{NodeReport, ObjectName, Programmed, TailnetReport, TailnetState},
 };
 
@@ -25,6 +26,9 @@ const ROUTES: usize = GATEWAYS * ROUTES_PER_GATEWAY;
 const NAMESPACES: usize = 50;
 const ENDPOINTS: usize = 10;
 
+/// Endpoint events that are taken in at once where they come in bursts.
+const BURST: usize = 100;
+
 fn main() {
     let count = |name: &str, default: usize| {
         let text = std::env::var(name).ok();
@@ -33,44 +37,34 @@ fn main() {
     let endpoint_events = count("ENDPOINT_EVENTS", 10_000);
     let other_events = count("OTHER_EVENTS", 1_000);
     println!(
-        "{GATEWAYS} Gateways, {ROUTES} TCPRoutes and Services, {ROUTES} EndpointSlices of {ENDPOINTS} endpoints"
+        "index: {GATEWAYS} Gateways, {ROUTES} TCPRoutes and Services, {ROUTES} EndpointSlices of {ENDPOINTS} endpoints"
     );
     let before = resident();
     let mut index = Index::with_verdicts();
     fill(&mut index);
     let objects = resident();
-    let first = time(|| drop(index.evaluate()));
-    let mut world = World::default();
-    world.outcome = index.evaluate();
-    world.subjects = index.subjects();
-    let results = resident();
-    let planned = time(|| drop(plan(&world, jiff::Timestamp::now())));
+    let mut bench = Bench::new(index);
     println!(
-        "resident: +{} MiB objects, +{} MiB results",
+        "resident: {before} MiB at first, +{} MiB objects, +{} MiB results",
         objects - before,
-        results - objects
+        resident() - objects
     );
-    line("first evaluation", first, first);
-    line("plan of all statuses", planned, first);
+    bench.print("all anew", 1, bench.all);
 
-    let mut bench = Bench {
-        index,
-        world,
-        first,
-    };
-    bench.run("endpoint event", endpoint_events, |index, event| {
-        index.apply(slice(event % ROUTES, event / ROUTES + 1));
+    bench.run("endpoint event", endpoint_events, 1, |event| {
+        slice(event % ROUTES, event / ROUTES + 1)
     });
-    bench.run("route change", other_events, |index, event| {
-        index.apply(route(event % ROUTES, event + 2));
+    let name = format!("  of {BURST} at once");
+    bench.run(&name, endpoint_events, BURST, |event| {
+        slice(event % ROUTES, event / ROUTES + 11)
     });
-    bench.run("Gateway change", other_events, |index, event| {
-        index.apply(gateway(event % GATEWAYS, event + 2));
+    bench.run("route change", other_events, 1, |event| {
+        route(event % ROUTES, event + 2)
     });
-    bench.run("report", other_events, |index, event| {
-        let (name, report) = report(event % GATEWAYS, 2);
-        index.report(name, report);
+    bench.run("Gateway change", other_events, 1, |event| {
+        gateway(event % GATEWAYS, event + 2)
     });
+    bench.reports("report of a node", other_events);
     println!(
         "resident: {} MiB after all of it, {} MiB at most",
         resident(),
@@ -81,38 +75,87 @@ fn main() {
 struct Bench {
     index: Index,
     world: World,
-    first: Duration,
+    publisher: Publisher,
+    /// What it takes when all is worked out.
+    all: Took,
+}
+
+/// What one step takes.
+#[derive(Clone, Copy, Default)]
+struct Took {
+    evaluation: Duration,
+    /// To find and plan the statuses that are to be written, and the Snapshots to be sent.
+    readers: Duration,
 }
 
 impl Bench {
-    /// Changes one thing at a time, and evaluates after each; the outcome before is kept until
-    /// then, as its readers do.
-    fn run(&mut self, name: &str, events: usize, change: impl Fn(&mut Index, usize)) {
-        let mut statuses = Duration::ZERO;
-        let mut evaluations = Duration::ZERO;
-        for event in 0..events {
-            evaluations += time(|| {
-                change(&mut self.index, event);
-                self.world.outcome = self.index.evaluate();
-                self.world.subjects = self.index.subjects();
-            });
-            statuses += time(|| drop(plan(&self.world, jiff::Timestamp::UNIX_EPOCH)));
-        }
-        let events = u32::try_from(events).expect("few events");
-        line(name, evaluations / events, self.first);
-        line("  its status plan", statuses / events, self.first);
+    fn new(index: Index) -> Self {
+        let mut bench = Self {
+            index,
+            world: World::default(),
+            publisher: Publisher::default(),
+            all: Took::default(),
+        };
+        bench.all = bench.step(|_| ());
+        bench
     }
-}
 
-fn line(name: &str, took: Duration, whole: Duration) {
-    let ratio = took.as_secs_f64() / whole.as_secs_f64();
-    println!("{name:<24} {took:>12.1?}   {ratio:.5} of an evaluation of all");
-}
+    /// Applies objects, as many at a time as a burst has.
+    fn run(&mut self, name: &str, events: usize, burst: usize, object: impl Fn(usize) -> Object) {
+        let mut took = Took::default();
+        for first in (0..events).step_by(burst) {
+            let objects: Vec<_> = (first..first + burst).map(&object).collect();
+            let step = self.step(|index| objects.into_iter().for_each(|o| index.apply(o)));
+            took.evaluation += step.evaluation;
+            took.readers += step.readers;
+        }
+        self.print(name, events, took);
+    }
 
-fn time(work: impl FnOnce()) -> Duration {
-    let started = Instant::now();
-    work();
-    started.elapsed()
+    fn reports(&mut self, name: &str, events: usize) {
+        let mut took = Took::default();
+        for event in 0..events {
+            let generation = i64::try_from(event / GATEWAYS).expect("few events");
+            let (name, report) = report(event % GATEWAYS, 2 + generation);
+            let step = self.step(|index| index.report(name, report));
+            took.evaluation += step.evaluation;
+            took.readers += step.readers;
+        }
+        self.print(name, events, took);
+    }
+
+    /// Changes something, and does what follows; the world before is kept until then, as its
+    /// readers do.
+    fn step(&mut self, change: impl FnOnce(&mut Index)) -> Took {
+        let started = Instant::now();
+        change(&mut self.index);
+        let world = World {
+            outcome: self.index.evaluate(),
+            subjects: self.index.subjects(),
+            ..World::default()
+        };
+        let evaluation = started.elapsed();
+        let started = Instant::now();
+        let objects = changed(&world, &self.world);
+        drop(plan(&world, &objects, jiff::Timestamp::UNIX_EPOCH));
+        let since = tokio::time::Instant::now();
+        self.publisher.publish(&world.outcome.snapshots, since);
+        self.world = world;
+        Took {
+            evaluation,
+            readers: started.elapsed(),
+        }
+    }
+
+    fn print(&self, name: &str, events: usize, took: Took) {
+        let events = u32::try_from(events).expect("few events");
+        let (evaluation, readers) = (took.evaluation / events, took.readers / events);
+        let all = self.all.evaluation + self.all.readers;
+        let ratio = (evaluation + readers).as_secs_f64() / all.as_secs_f64();
+        println!(
+            "{name:<18} index {evaluation:>9.1?}, its readers {readers:>9.1?}: {ratio:.5} of all"
+        );
+    }
 }
 
 /// Memory of this process in MiB.
@@ -144,7 +187,7 @@ fn fill(index: &mut Index) {
         "metadata": {"name": "tailway"},
         "spec": {"controllerName": CONTROLLER},
     }))));
-    index.judge("tailway".into(), tailway::index::Verdict::Accepted);
+    index.judge("tailway".into(), Verdict::Accepted);
     for number in 0..GATEWAYS {
         index.apply(gateway(number, 1));
         let (name, report) = report(number, 1);

@@ -18,6 +18,7 @@ mod floors;
 mod golden;
 mod index;
 mod manifests;
+mod promises;
 mod proxy;
 mod source;
 mod tailnet;

@@ -17,7 +17,11 @@ use crate::{
     metrics::Metrics,
     source::{ClusterSettings, Watches, watch_cluster},
 };
-use k8s_openapi::api::{apps::v1::Deployment, coordination::v1::Lease};
+use jiff::Timestamp;
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    coordination::v1::{Lease, LeaseSpec},
+};
 use kube::{
     Api, Client,
     api::{DeleteParams, Patch, PatchParams},
@@ -28,6 +32,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +69,9 @@ pub enum ControllerError {
 /// How long the lease lasts without being renewed, and how long before its end that is tried.
 const LEASE_SECONDS: u64 = 15;
 const LEASE_GRACE_SECONDS: u64 = 5;
+
+/// How often a replica that does not lead looks whether the lease is free.
+const LEASE_LOOK: Duration = Duration::from_secs(2);
 
 /// How long pods may take to leave for another replica.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -223,7 +231,8 @@ fn serve_snapshots(
     tasks.spawn(async move {
         while worlds.changed().await.is_ok() {
             let world = worlds.borrow_and_update().clone();
-            target.publish(&world.outcome.snapshots);
+            let since = world.since.unwrap_or_else(Instant::now);
+            target.publish(&world.outcome.snapshots, since);
         }
         "the publisher"
     });
@@ -281,6 +290,10 @@ async fn lead(
         name: arguments.lease.clone(),
         error,
     };
+    if arguments.cleanup {
+        end_deployment(arguments, parts).await?;
+    }
+    lease_free(arguments, parts).await;
     let lease = LeaseManagerBuilder::new(parts.client.clone(), &arguments.lease)
         .with_namespace(&arguments.namespace)
         .with_identity(&arguments.pod_name)
@@ -290,9 +303,6 @@ async fn lead(
         .await;
     let (mut holds, watch) = lease.map_err(failed)?.watch().await;
     *task = Some(watch);
-    if arguments.cleanup {
-        end_deployment(arguments, parts).await?;
-    }
     let ended = |_| ControllerError::Ended("the lease");
     holds.wait_for(|holds| *holds).await.map_err(ended)?;
     parts.metrics.leading(true);
@@ -307,6 +317,36 @@ async fn lead(
             Ok(())
         }
     }
+}
+
+/// Waits until nobody holds the lease. Its manager would sleep until it runs out, also when the
+/// holder gives it back before.
+async fn lease_free(arguments: &ControllerArguments, parts: &Parts) {
+    let leases: Api<Lease> = Api::namespaced(parts.client.clone(), &arguments.namespace);
+    loop {
+        let lease = leases.get_opt(&arguments.lease).await;
+        match &lease {
+            Ok(lease) => {
+                let spec = lease.as_ref().and_then(|lease| lease.spec.as_ref());
+                if spec.is_none_or(|spec| is_free(spec, &arguments.pod_name, Timestamp::now())) {
+                    return;
+                }
+            }
+            // The manager says the same, as an error that ends us.
+            Err(kube::Error::Api(status)) if status.code == 403 => return,
+            Err(error) => tracing::debug!(%error, "the lease cannot be read"),
+        }
+        tokio::time::sleep(LEASE_LOOK).await;
+    }
+}
+
+fn is_free(lease: &LeaseSpec, replica: &str, now: Timestamp) -> bool {
+    let holder = lease.holder_identity.as_deref().unwrap_or_default();
+    let (Some(renewed), Some(seconds)) = (&lease.renew_time, lease.lease_duration_seconds) else {
+        return true;
+    };
+    let age = now.duration_since(renewed.0);
+    holder.is_empty() || holder == replica || age.as_secs() >= i64::from(seconds)
 }
 
 /// A controller that runs would make again what is removed.
@@ -372,8 +412,8 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         return classes.release(worlds).await;
     }
     tokio::select! {
-        never = gateways.run(worlds, owned) => match never {},
-        never = classes.run(parts.worlds.clone()) => match never {},
+        never = gateways.run(worlds.clone(), owned.clone()) => match never {},
+        never = classes.run(worlds, owned) => match never {},
         never = writer.run(parts.worlds.clone()) => match never {},
     }
 }
@@ -403,5 +443,27 @@ impl admin::View for View {
 
     fn status(&self) -> String {
         check::yaml(&self.worlds.borrow().outcome.statuses)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+
+    #[test]
+    fn a_lease_is_free_when_it_was_given_back_ran_out_or_is_one_s_own() {
+        let renewed: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+        let held = LeaseSpec {
+            holder_identity: Some("one".into()),
+            lease_duration_seconds: Some(15),
+            renew_time: Some(MicroTime(renewed)),
+            ..LeaseSpec::default()
+        };
+        let after = |seconds| renewed + Duration::from_secs(seconds);
+        assert!(!is_free(&held, "other", after(14)));
+        assert!(is_free(&held, "other", after(15)));
+        assert!(is_free(&held, "one", after(1)));
+        assert!(is_free(&LeaseSpec::default(), "other", after(1)));
     }
 }

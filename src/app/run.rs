@@ -73,10 +73,15 @@ pub async fn run(arguments: RunArguments) -> Result<(), RunError> {
         metrics: settings.metrics.clone(),
         outcome: Mutex::default(),
     });
-    let admin = tokio::spawn(admin.serve(Arc::clone(&view) as Arc<dyn admin::View>));
-
-    let mut runner = Runner::new(nodes, settings, view, arguments.limits.drain_timeout);
+    let mut runner = Runner::new(
+        nodes,
+        settings,
+        Arc::clone(&view),
+        arguments.limits.drain_timeout,
+    );
     runner.load(loaded);
+    // Before that, no Gateway is known that is not ready.
+    let admin = tokio::spawn(admin.serve(view));
     tokio::select! {
         () = runner.follow(changes) => {}
         name = signals.next() => tracing::info!(signal = name, "stopping; a second signal ends at once"),

@@ -1,6 +1,7 @@
 //! Tries the credentials of each GatewayClass, and says what came of it.
 
 use super::{
+    owned::{Owned, Workload},
     parameters::{Defaults, Parameters, parameters},
     world::{Note, World},
 };
@@ -46,15 +47,18 @@ pub struct Classes {
     clients: Arc<Clients>,
     notes: mpsc::Sender<Note>,
     trials: BTreeMap<String, Trial>,
-    used: Used,
+    /// By Gateways, and by what was made for them: a Gateway may have gone, or to another class,
+    /// before its node.
+    wanted: Used<Gateway>,
+    made: Used<Workload>,
     /// What was looked at last.
     seen: Arc<World>,
 }
 
-/// How many Gateways each class has.
-#[derive(Debug, Default)]
-struct Used {
-    gateways: Table<Gateway>,
+/// How many objects use each class.
+#[derive(Debug)]
+struct Used<T> {
+    objects: Table<T>,
     by_class: BTreeMap<String, usize>,
 }
 
@@ -137,24 +141,34 @@ impl Classes {
             clients,
             notes,
             trials: BTreeMap::new(),
-            used: Used::default(),
+            wanted: Used::default(),
+            made: Used::default(),
             seen: Arc::default(),
         }
     }
 
-    pub async fn run(mut self, mut worlds: watch::Receiver<Arc<World>>) -> Infallible {
+    pub async fn run(
+        mut self,
+        mut worlds: watch::Receiver<Arc<World>>,
+        mut owned: watch::Receiver<Arc<Owned>>,
+    ) -> Infallible {
         loop {
-            let world = worlds.borrow_and_update().clone();
+            let (world, there) = (
+                worlds.borrow_and_update().clone(),
+                owned.borrow_and_update().clone(),
+            );
             let mut done = true;
-            if world.listed {
-                done = self.look(&world).await;
+            if world.listed && there.listed {
+                done = self.look(&world, &there).await;
                 self.seen = if done { world } else { Arc::default() };
             }
-            tokio::select! {
-                changed = worlds.changed() => if changed.is_err() {
-                    std::future::pending::<()>().await;
-                },
-                () = tokio::time::sleep(FIRST_RETRY), if !done => {}
+            let changed = tokio::select! {
+                changed = worlds.changed() => changed,
+                changed = owned.changed() => changed,
+                () = tokio::time::sleep(FIRST_RETRY), if !done => Ok(()),
+            };
+            if changed.is_err() {
+                std::future::pending::<()>().await;
             }
         }
     }
@@ -188,14 +202,19 @@ impl Classes {
     }
 
     /// Whether all was done that is to be done.
-    async fn look(&mut self, world: &World) -> bool {
+    async fn look(&mut self, world: &World, owned: &Owned) -> bool {
         let (subjects, seen) = (&world.subjects, &self.seen.subjects);
         let is_seen = self.seen.listed
             && subjects.classes.is_same(&seen.classes)
             && subjects.tailnets.is_same(&seen.tailnets)
             && Arc::ptr_eq(&world.credentials, &self.seen.credentials);
-        let is_used_as_before = self.used.follow(&subjects.gateways);
-        if is_seen && is_used_as_before {
+        let wanted_as_before = self.wanted.follow(&subjects.gateways, |gateway| {
+            Some(gateway.spec.gateway_class_name.clone())
+        });
+        let made_as_before = self
+            .made
+            .follow(&owned.workloads, |workload| workload.class().cloned());
+        if is_seen && wanted_as_before && made_as_before {
             return true;
         }
         let mut done = true;
@@ -212,7 +231,7 @@ impl Classes {
                 _ => self.start(name, parameters).await,
             };
             self.trials.insert(name.clone(), trial);
-            let in_use = self.used.by_class.contains_key(name);
+            let in_use = self.wanted.contains(name) || self.made.contains(name);
             if let Err(error) = self.keep(class, in_use).await {
                 tracing::warn!(class = name, %error, "its finalizer could not be written");
                 done = false;
@@ -273,19 +292,22 @@ impl Classes {
 
 // === impl Used ===
 
-impl Used {
+impl<T> Used<T> {
+    fn contains(&self, class: &str) -> bool {
+        self.by_class.contains_key(class)
+    }
+
     /// Whether the same classes are used as before.
-    fn follow(&mut self, gateways: &Table<Gateway>) -> bool {
-        let class = |gateway: &Gateway| gateway.spec.gateway_class_name.clone();
+    fn follow(&mut self, objects: &Table<T>, class: fn(&T) -> Option<String>) -> bool {
         let mut same = true;
-        for name in gateways.differences(&self.gateways) {
-            if let Some(gateway) = gateways.get(name) {
-                let count = self.by_class.entry(class(gateway)).or_default();
+        for name in objects.differences(&self.objects) {
+            if let Some(class) = objects.get(name).and_then(|object| class(object)) {
+                let count = self.by_class.entry(class).or_default();
                 same &= *count > 0;
                 *count += 1;
             }
-            if let Some(gateway) = self.gateways.get(name)
-                && let Entry::Occupied(mut entry) = self.by_class.entry(class(gateway))
+            if let Some(class) = self.objects.get(name).and_then(|object| class(object))
+                && let Entry::Occupied(mut entry) = self.by_class.entry(class)
             {
                 *entry.get_mut() -= 1;
                 if *entry.get() == 0 {
@@ -294,8 +316,17 @@ impl Used {
                 }
             }
         }
-        self.gateways = gateways.clone();
+        self.objects = objects.clone();
         same
+    }
+}
+
+impl<T> Default for Used<T> {
+    fn default() -> Self {
+        Self {
+            objects: Table::default(),
+            by_class: BTreeMap::new(),
+        }
     }
 }
 

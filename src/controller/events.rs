@@ -41,8 +41,8 @@ impl Events {
         }
     }
 
-    /// Tells it, unless it is what was told last of this object and reason. Whether it could be
-    /// told.
+    /// Tells it, unless it is what was told last of this object and reason: for what is found out
+    /// again and again. Whether it could be told.
     pub async fn tell<K>(
         &self,
         object: &K,
@@ -53,11 +53,16 @@ impl Events {
     where
         K: Resource<DynamicType = ()>,
     {
-        self.tell_of(object.object_ref(&()), weight, reason, note)
-            .await
+        let reference = object.object_ref(&());
+        let key = (reference.uid.clone().unwrap_or_default(), reason);
+        let before = {
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            told.insert(key, note.clone())
+        };
+        before.as_ref() == Some(&note) || self.tell_of(reference, weight, reason, note).await
     }
 
-    /// The same of an object that is only referred to.
+    /// Tells of something that happened to an object. Whether it could be told.
     pub async fn tell_of(
         &self,
         object: ObjectReference,
@@ -65,14 +70,6 @@ impl Events {
         reason: &'static str,
         note: String,
     ) -> bool {
-        let key = (object.uid.clone().unwrap_or_default(), reason);
-        let before = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-            told.insert(key, note.clone())
-        };
-        if before.as_ref() == Some(&note) {
-            return true;
-        }
         let event = Event {
             type_: match weight {
                 Weight::Normal => EventType::Normal,

@@ -65,8 +65,8 @@ pub(super) enum Failure {
     },
     #[error("the Tailscale API: {0}")]
     Api(#[from] ApiError),
-    #[error("the pods are ending")]
-    Ending,
+    #[error("the Gateway has changed meanwhile")]
+    Outdated,
 }
 
 /// Works on all Gateways of a [`World`].
@@ -222,7 +222,8 @@ impl Gateways {
                 let _permit = shared.permits.acquire().await;
                 let label = step.label();
                 let result = shared.take(step, &name, gateway.as_deref()).await;
-                shared.metrics.reconciled(label, result.is_ok());
+                let is_error = matches!(&result, Err(f) if !matches!(f, Failure::Outdated));
+                shared.metrics.reconciled(label, !is_error);
                 (name, result)
             });
         }
@@ -251,7 +252,7 @@ impl Gateways {
                     Done::Recorded => known.retry_at = Some(Instant::now() + FIRST_RETRY),
                 }
             }
-            Err(Failure::Ending) => known.retry_at = Some(Instant::now() + FIRST_RETRY),
+            Err(Failure::Outdated) => known.retry_at = Some(Instant::now() + FIRST_RETRY),
             Err(failure) => {
                 let wait = (FIRST_RETRY * 2u32.saturating_pow(known.failures)).min(LAST_RETRY);
                 let wait = match &failure {
@@ -465,7 +466,7 @@ impl Shared {
             Ok(_) => Ok(()),
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
             // Its new version is on the way.
-            Err(kube::Error::Api(status)) if status.code == 409 => Err(Failure::Ending),
+            Err(kube::Error::Api(status)) if status.code == 409 => Err(Failure::Outdated),
             Err(error) => Err(failed("Gateway", &name.to_string(), error)),
         }
     }

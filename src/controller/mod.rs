@@ -11,6 +11,7 @@ mod authority;
 mod classes;
 mod events;
 mod gateways;
+mod inquiry;
 mod labels;
 mod minter;
 mod names;

@@ -1,7 +1,9 @@
 //! What the controller made for each Gateway, and what came of it.
 
 use super::{
+    inquiry::{Inquiry, PodKey, Turn},
     labels::{self, GATEWAY_NAME, GATEWAY_NAMESPACE, MANAGED_BY, MANAGER},
+    workload::ADMIN_PORT,
     world::Note,
 };
 use crate::{
@@ -27,6 +29,7 @@ use serde::de::DeserializeOwned;
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
 };
@@ -64,6 +67,9 @@ pub struct PodState {
     pub ending: bool,
     /// Why it is not ready, as far as Kubernetes knows.
     pub problem: String,
+    /// Why it is not ready, by its own word; empty when it was not asked.
+    pub says: String,
+    pub address: Option<IpAddr>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -121,11 +127,19 @@ impl Follower {
         events.push(self.events::<Pod>(Seen::Pod));
         events.push(self.events::<Secret>(Seen::Secret));
         let mut events = events.ready_chunks(BATCH);
+        let mut inquiry = Inquiry::new();
         let (mut failing, mut told) = (false, false);
         loop {
-            let Some(some_events) = events.next().await else {
-                std::future::pending::<()>().await;
-                continue; // watches never end
+            // The watches never end.
+            let some_events = tokio::select! {
+                Some(some_events) = events.next() => some_events,
+                turn = inquiry.next() => {
+                    match turn {
+                        Turn::Answer((gateway, pod), reason) => self.hear(&gateway, &pod, reason),
+                        Turn::Ask => inquiry.ask(self.owned.unready()),
+                    }
+                    Vec::new()
+                }
             };
             for event in some_events {
                 match event {
@@ -236,6 +250,15 @@ impl Follower {
         Some((gateway, object.name_any()))
     }
 
+    fn hear(&mut self, gateway: &ObjectName, pod: &str, reason: String) {
+        self.change(gateway, |workload| {
+            let pod = workload.pods.get_mut(pod);
+            if let Some(pod) = pod.filter(|pod| pod.problem == NOT_READY) {
+                pod.says = reason;
+            }
+        });
+    }
+
     fn change(&mut self, gateway: &ObjectName, change: impl FnOnce(&mut Workload)) {
         let there = self.owned.workloads.get(gateway);
         let mut workload = there.map_or_else(Workload::default, |there| Workload::clone(there));
@@ -276,6 +299,24 @@ fn gateway_of(metadata: &ObjectMeta) -> Option<ObjectName> {
     ))
 }
 
+// === impl Owned ===
+
+impl Owned {
+    /// Pods that run and are not ready, with the addresses of their admin pages.
+    fn unready(&self) -> BTreeMap<PodKey, SocketAddr> {
+        let workloads = self.workloads.iter();
+        let pods = workloads.flat_map(|(gateway, workload)| {
+            let unready = workload.pods.iter();
+            let unready = unready.filter(|(_, pod)| pod.problem == NOT_READY && !pod.ending);
+            unready.filter_map(|(name, pod)| {
+                let address = SocketAddr::new(pod.address?, ADMIN_PORT);
+                Some(((ObjectName::clone(gateway), name.clone()), address))
+            })
+        });
+        pods.collect()
+    }
+}
+
 // === impl Workload ===
 
 impl Workload {
@@ -285,8 +326,7 @@ impl Workload {
         let report = self.secret.as_ref().and_then(|s| s.report.clone());
         let mut report = report.unwrap_or_default();
         // The pod itself knows better than Kubernetes why it is not ready.
-        let says_why = matches!(report.programmed, Programmed::No { .. }) && self.says_why();
-        if let Some(message) = self.problem().filter(|_| !says_why) {
+        if let Some(message) = self.problem().filter(|_| !self.reports_why()) {
             let reason = Unready::Pending;
             report.programmed = Programmed::No { reason, message };
         }
@@ -324,9 +364,15 @@ impl Workload {
         ]
     }
 
-    fn says_why(&self) -> bool {
+    /// Whether a pod that is not ready says why in its report, and still says so when asked.
+    fn reports_why(&self) -> bool {
         let report = self.secret.as_ref().and_then(|s| s.report.as_ref());
-        report.is_some() && self.pods.values().any(|pod| pod.problem == NOT_READY)
+        let Some(Programmed::No { message, .. }) = report.map(|report| &report.programmed) else {
+            return false;
+        };
+        let agrees = |pod: &PodState| pod.says.is_empty() || pod.says == message.trim();
+        let mut pods = self.pods.values();
+        pods.any(|pod| pod.problem == NOT_READY && agrees(pod))
     }
 
     /// Why no pod of it serves.
@@ -337,7 +383,10 @@ impl Workload {
         match self.pods.iter().next() {
             None => Some("its pod has not been created".into()),
             Some((name, pod)) if pod.ending => Some(format!("pod {name} is ending")),
-            Some((name, pod)) => Some(format!("pod {name}: {}", pod.problem)),
+            Some((name, pod)) if pod.says.is_empty() => {
+                Some(format!("pod {name}: {}", pod.problem))
+            }
+            Some((name, pod)) => Some(format!("pod {name}: {}", pod.says)),
         }
     }
 
@@ -367,7 +416,12 @@ impl Set {
 
 impl StateSecret {
     fn put(secret: &Secret, workload: &mut Workload) {
-        workload.secret = Some(Self::of(secret));
+        let state = Self::of(secret);
+        if workload.secret.as_ref().map(|before| &before.report) != Some(&state.report) {
+            // This is newer than what its pods said.
+            workload.pods.values_mut().for_each(|pod| pod.says.clear());
+        }
+        workload.secret = Some(state);
     }
 
     pub(super) fn of(secret: &Secret) -> Self {
@@ -393,12 +447,20 @@ const NOT_READY: &str = "it runs, and is not ready yet";
 impl PodState {
     fn put(pod: &Pod, workload: &mut Workload) {
         let ready = conditions(pod).any(|(kind, status, _)| kind == "Ready" && status == "True");
-        let state = Self {
+        let status = pod.status.as_ref();
+        let mut state = Self {
             ready,
             ending: pod.metadata.deletion_timestamp.is_some(),
             problem: if ready { String::new() } else { problem(pod) },
+            says: String::new(),
+            address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
         };
-        workload.pods.insert(pod.name_any(), state);
+        let name = pod.name_any();
+        let before = workload.pods.remove(&name);
+        if let Some(before) = before.filter(|_| state.problem == NOT_READY) {
+            state.says = before.says;
+        }
+        workload.pods.insert(name, state);
     }
 }
 

@@ -57,7 +57,7 @@ pub const AUDIENCE: &str = "tailway-discovery";
 /// ConfigMap with the certificate authority of the controller.
 pub const AUTHORITY: &str = "tailway-discovery-ca";
 
-const ADMIN_PORT: u16 = 9090;
+pub(super) const ADMIN_PORT: u16 = 9090;
 const USER: i64 = 65532;
 const DRAIN_SECONDS: u32 = 30;
 

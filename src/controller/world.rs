@@ -10,7 +10,11 @@ use crate::{
     tailnet::Secret,
 };
 use k8s_openapi::api::core::v1 as core;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -30,6 +34,8 @@ pub struct World {
     pub workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Whether all objects have been listed: before that, what is missing may be there.
     pub listed: bool,
+    /// When the first change came that this follows from.
+    pub since: Option<Instant>,
 }
 
 /// What the index is told besides the changes of objects.
@@ -55,6 +61,8 @@ pub struct Engine {
     /// Classes whose parameters this replica has tried.
     judged: BTreeMap<String, Verdict>,
     programmed: ProgrammedCount,
+    /// Gateways that have a node in their tailnet.
+    nodes: BTreeSet<ObjectName>,
     objects_listed: bool,
     reports_listed: bool,
 }
@@ -88,6 +96,7 @@ impl Engine {
             workloads: Arc::default(),
             judged: BTreeMap::new(),
             programmed: ProgrammedCount::default(),
+            nodes: BTreeSet::new(),
             objects_listed: false,
             reports_listed: false,
         }
@@ -108,9 +117,9 @@ impl Engine {
                 count = changes.recv_many(&mut some_changes, BATCH) => if count == 0 { return },
                 _ = notes.recv_many(&mut some_notes, BATCH) => {}
                 () = until(due) => {
-                    since = None;
+                    let since = since.take();
                     if self.is_listed() {
-                        world.send_replace(Arc::new(self.evaluate()));
+                        world.send_replace(Arc::new(self.evaluate(since)));
                     }
                     continue;
                 }
@@ -121,8 +130,7 @@ impl Engine {
                 .for_each(|change| self.change(change));
             some_notes.drain(..).for_each(|note| self.note(note));
             if since.is_some_and(|since| since.elapsed() >= PATIENCE) && self.is_listed() {
-                since = None;
-                world.send_replace(Arc::new(self.evaluate()));
+                world.send_replace(Arc::new(self.evaluate(since.take())));
             }
         }
     }
@@ -131,7 +139,7 @@ impl Engine {
         self.objects_listed && self.reports_listed
     }
 
-    fn evaluate(&mut self) -> World {
+    fn evaluate(&mut self, since: Option<Instant>) -> World {
         let started = Instant::now();
         let outcome = self.index.evaluate();
         let took = started.elapsed();
@@ -139,12 +147,14 @@ impl Engine {
         let gateways = outcome.statuses.gateways.len();
         self.metrics
             .evaluated(took, self.programmed.count, gateways);
+        self.metrics.nodes(self.nodes.len());
         World {
             outcome,
             subjects: self.index.subjects(),
             credentials: Arc::clone(&self.credentials_shared),
             workloads: Arc::clone(&self.workloads),
             listed: self.is_listed(),
+            since,
         }
     }
 
@@ -175,13 +185,25 @@ impl Engine {
 
     fn note(&mut self, note: Note) {
         match note {
-            Note::Report(gateway, Some(report)) => self.index.report(gateway, report),
-            Note::Report(gateway, None) => self.index.forget_report(&gateway),
+            Note::Report(gateway, report) => self.report(gateway, report),
             Note::Verdict(class, verdict) => {
                 self.judged.insert(class.clone(), verdict.clone());
                 self.index.judge(class, verdict);
             }
             Note::Listed => self.reports_listed = true,
+        }
+    }
+
+    fn report(&mut self, gateway: ObjectName, report: Option<NodeReport>) {
+        match &report {
+            Some(report) if !report.node_id.is_empty() => {
+                self.nodes.insert(gateway.clone());
+            }
+            _ => drop(self.nodes.remove(&gateway)),
+        }
+        match report {
+            Some(report) => self.index.report(gateway, report),
+            None => self.index.forget_report(&gateway),
         }
     }
 
@@ -283,7 +305,7 @@ pub(super) mod tests {
         notes.into_iter().for_each(|note| engine.note(note));
         engine.change(Change::Listed);
         engine.note(Note::Listed);
-        engine.evaluate()
+        engine.evaluate(None)
     }
 
     pub(in crate::controller) fn accepted(class: &str) -> Note {

@@ -76,9 +76,9 @@ pub(super) struct TooMany;
 // === impl Publisher ===
 
 impl Publisher {
-    /// Replaces all Snapshots. Pods are told of what changed for them.
-    pub fn publish(&self, snapshots: &Table<Snapshot>) {
-        let since = Instant::now();
+    /// Replaces all Snapshots. Pods are told of what changed for them. `since` is when the first
+    /// object changed that they follow from.
+    pub fn publish(&self, snapshots: &Table<Snapshot>, since: Instant) {
         let mut current = self
             .snapshots
             .lock()

@@ -293,7 +293,11 @@ impl Known<'_> {
     /// Why this generation of the Gateway is not served.
     fn unprogrammed(&self, unaccepted: Option<&Finding>) -> Option<Finding> {
         if let Some(finding) = unaccepted {
-            return Some(Finding::new(c::INVALID, finding.message.clone()));
+            let reason = match finding.reason {
+                c::PENDING => c::PENDING,
+                _ => c::INVALID,
+            };
+            return Some(Finding::new(reason, finding.message.clone()));
         }
         let node = match self.node() {
             Ok(node) => node,

@@ -30,6 +30,7 @@ pub(super) struct Families {
     steps: Family<StepLabels, Counter>,
     writes: Family<WriteLabels, Counter>,
     gateways: Family<StateLabels, Gauge>,
+    nodes: Family<NoLabels, Gauge>,
     pending: Family<NoLabels, Gauge>,
     leading: Family<NoLabels, Gauge>,
     evaluation: Family<NoLabels, Histogram>,
@@ -43,6 +44,7 @@ impl Families {
             steps: Family::default(),
             writes: Family::default(),
             gateways: Family::default(),
+            nodes: Family::default(),
             pending: Family::default(),
             leading: Family::default(),
             evaluation: Family::new_with_constructor(|| {
@@ -63,6 +65,11 @@ impl Families {
             self.writes.clone(),
         );
         registry.register("gateways", "Gateways, by state", self.gateways.clone());
+        registry.register(
+            "devices",
+            "Devices that Gateways have in their tailnets",
+            self.nodes.clone(),
+        );
         registry.register(
             "reconciles_pending",
             "Gateways that are worked on or wait to be tried again",
@@ -101,6 +108,13 @@ impl Metrics {
         let count = i64::try_from(count).unwrap_or(i64::MAX);
         let pending = &self.inner.controller.pending;
         pending.get_or_create(&NoLabels {}).set(count);
+    }
+
+    /// Devices that Gateways have in their tailnets.
+    pub fn nodes(&self, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        let nodes = &self.inner.controller.nodes;
+        nodes.get_or_create(&NoLabels {}).set(count);
     }
 
     pub fn leading(&self, leads: bool) {

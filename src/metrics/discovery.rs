@@ -65,7 +65,7 @@ impl Families {
         );
         registry.register_with_unit(
             "discovery_answer_time",
-            "From a snapshot's publication to a pod's answer",
+            "From the change of an object to the answer of a pod that was sent what follows",
             Unit::Seconds,
             self.answer_time.clone(),
         );

@@ -27,6 +27,8 @@ pub struct IssueError {
     pub message: String,
     /// How long the issuer asks to be left alone.
     pub retry_after: Option<Duration>,
+    /// Whether the tailnet issues no certificates at all.
+    pub disabled: bool,
 }
 
 /// The certificate of the tailnet for one node, and how it stands with it.
@@ -46,6 +48,8 @@ pub struct CertificateState {
     pub error: String,
     /// Until when the issuer asks to be left alone, when it does.
     pub limited_until: Option<SystemTime>,
+    /// Whether the tailnet issued no certificates at all then.
+    pub disabled: bool,
 }
 
 /// How often a certificate is looked at, and how long the issuer is left alone after the first,
@@ -113,6 +117,7 @@ impl TailnetCertificate {
                     self.state.send_modify(|state| {
                         state.limited_until =
                             error.retry_after.map(|wait| SystemTime::now() + wait);
+                        state.disabled = error.disabled;
                         state.error = error.message;
                     });
                     wait
@@ -238,6 +243,7 @@ mod tests {
         Err(IssueError {
             message: "no".into(),
             retry_after: retry_after.map(Duration::from_secs),
+            disabled: false,
         })
     }
 

@@ -11,7 +11,7 @@ use crate::{
         CertificateReport, Issuance, NodeReport, Programmed, Snapshot, TailnetReport, TailnetState,
         Unready,
     },
-    tailnet::{Node, NodeConfig, Status},
+    tailnet::{Auth, Node, NodeConfig, Status},
 };
 use std::{
     sync::Arc,
@@ -120,6 +120,15 @@ impl Drop for Gateway {
     }
 }
 
+/// How a node gets into its tailnet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// By a key, which the control server has yet to take.
+    Key,
+    /// By the identity that it has.
+    Identity,
+}
+
 /// The task of a Gateway.
 struct Serving {
     gateway: String,
@@ -172,6 +181,10 @@ impl Serving {
         let mut errors = Vec::new();
         let mut login = String::new();
         let mut applied = None;
+        let mut entry = match self.config.auth {
+            Auth::Interactive => Entry::Identity,
+            _ => Entry::Key,
+        };
         loop {
             let snapshot = self.snapshots.borrow_and_update().clone();
             if applied.as_ref() != Some(&snapshot) {
@@ -183,7 +196,10 @@ impl Serving {
             self.tell_login(&status, &mut login);
             renewal.tell(&status, &snapshot);
             self.observe(&status, &state);
-            let report = report_of(&snapshot, &status, &state, &errors);
+            if status.is_running() {
+                entry = Entry::Identity;
+            }
+            let report = report_of(&snapshot, &status, entry, &state, &errors);
             self.reports.send_if_modified(|current| {
                 let changed = *current != report;
                 *current = report;
@@ -245,15 +261,17 @@ impl Drop for Serving {
 fn report_of(
     snapshot: &Snapshot,
     status: &Status,
+    entry: Entry,
     certificate: &CertificateState,
     errors: &[PortError],
 ) -> NodeReport {
-    let unready = unready(snapshot, status, certificate, errors);
+    let tailnet = tailnet_report(snapshot, status, entry);
+    let unready = unready(snapshot, status, &tailnet, certificate, errors);
     NodeReport {
         dns_name: status.dns_name.clone(),
         addresses: status.ips.clone(),
         node_id: status.node_id.clone(),
-        tailnet: tailnet_report(snapshot, status),
+        tailnet,
         certificate: certificate_report(snapshot, status, certificate),
         programmed: match unready {
             Some((reason, message)) => Programmed::No { reason, message },
@@ -266,13 +284,13 @@ fn report_of(
 fn unready(
     snapshot: &Snapshot,
     status: &Status,
+    tailnet: &TailnetReport,
     certificate: &CertificateState,
     errors: &[PortError],
 ) -> Option<(Unready, String)> {
     let name = &status.dns_name;
-    let tailnet = tailnet_report(snapshot, status);
     if !status.is_running() {
-        return Some((Unready::Pending, tailnet.message));
+        return Some((Unready::Pending, tailnet.message.clone()));
     }
     if let Some(error) = errors.first() {
         return Some((Unready::Invalid, error.to_string()));
@@ -281,11 +299,11 @@ fn unready(
         return Some((Unready::Pending, waiting_for_certificate(name, certificate)));
     }
     (tailnet.state == TailnetState::NameTaken)
-        .then_some((Unready::AddressNotUsable, tailnet.message))
+        .then(|| (Unready::AddressNotUsable, tailnet.message.clone()))
 }
 
 /// How the node stands with its tailnet.
-fn tailnet_report(snapshot: &Snapshot, status: &Status) -> TailnetReport {
+fn tailnet_report(snapshot: &Snapshot, status: &Status, entry: Entry) -> TailnetReport {
     let name = &status.dns_name;
     let (state, message) = if status.key_expired {
         (
@@ -295,7 +313,7 @@ fn tailnet_report(snapshot: &Snapshot, status: &Status) -> TailnetReport {
             ),
         )
     } else if !status.is_running() {
-        (not_running(status), waiting_for(status))
+        (not_running(status, entry), waiting_for(status))
     } else if name.is_empty() || status.magic_dns_off {
         (TailnetState::MagicDnsDisabled, NO_NAME.into())
     } else if status.is_renamed() {
@@ -312,11 +330,13 @@ fn tailnet_report(snapshot: &Snapshot, status: &Status) -> TailnetReport {
     TailnetReport { state, message }
 }
 
-fn not_running(status: &Status) -> TailnetState {
+fn not_running(status: &Status, entry: Entry) -> TailnetState {
+    let waits_for_server =
+        entry == Entry::Key && status.auth_url.is_empty() && !status.login_refused;
     match status.state.as_str() {
         "NeedsMachineAuth" => TailnetState::ApprovalNeeded,
         // Also when a key was refused: it takes another one.
-        "NeedsLogin" => TailnetState::LoginNeeded,
+        "NeedsLogin" if !waits_for_server => TailnetState::LoginNeeded,
         _ if !status.control_error.is_empty() => TailnetState::ControlUnavailable,
         _ => TailnetState::Joining,
     }
@@ -339,7 +359,7 @@ fn certificate_report(
         }
     } else if state.limited_until.is_some() {
         Issuance::RateLimited
-    } else if status.is_running() && status.cert_domains.is_empty() {
+    } else if state.disabled {
         Issuance::HttpsDisabled
     } else {
         Issuance::Failed
@@ -382,10 +402,11 @@ fn waiting_for(status: &Status) -> String {
         return format!("the node needs a login at {}", status.auth_url);
     }
     if !status.control_error.is_empty() {
-        return format!(
-            "the control server does not let the node in: {}",
-            status.control_error
-        );
+        let what = match status.login_refused {
+            true => "does not let the node in",
+            false => "cannot be reached",
+        };
+        return format!("the control server {what}: {}", status.control_error);
     }
     match status.state.as_str() {
         "NeedsMachineAuth" => "the node waits to be approved in the admin console".into(),
@@ -446,6 +467,7 @@ mod tests {
         let report = report_of(
             &snapshot(None),
             &running("web.example.ts.net"),
+            Entry::Identity,
             &issued(),
             &[],
         );
@@ -457,14 +479,22 @@ mod tests {
     fn a_listener_for_another_name_waits_for_no_certificate_of_the_tailnet() {
         let up = running("web.example.ts.net");
         let pending = CertificateState::default();
-        let report = report_of(&snapshot(Some("other.example.com")), &up, &pending, &[]);
+        let report = report_of(
+            &snapshot(Some("other.example.com")),
+            &up,
+            Entry::Identity,
+            &pending,
+            &[],
+        );
         assert_eq!(report.programmed, Programmed::Generation(3));
     }
 
     #[test]
     fn what_keeps_it_from_being_programmed_is_said_with_the_fix() {
         let reason = |status: &Status, certificate: &CertificateState, hostname| {
-            unready(&snapshot(hostname), status, certificate, &[]).unwrap()
+            let snapshot = snapshot(hostname);
+            let tailnet = tailnet_report(&snapshot, status, Entry::Identity);
+            unready(&snapshot, status, &tailnet, certificate, &[]).unwrap()
         };
         let login = Status {
             state: "NeedsLogin".into(),
@@ -508,6 +538,35 @@ mod tests {
             let (found, message) = reason(status, certificate, hostname);
             assert_eq!(found, expected, "{message}");
             assert!(message.contains(text), "{message}");
+        }
+    }
+    #[test]
+    fn a_node_that_has_a_key_needs_no_login_before_the_server_says_so() {
+        let needs_login = Status {
+            state: "NeedsLogin".into(),
+            ..Status::default()
+        };
+        let away = Status {
+            control_error: "connection reset".into(),
+            ..needs_login.clone()
+        };
+        let refused = Status {
+            login_refused: true,
+            ..away.clone()
+        };
+        let asked = Status {
+            auth_url: "https://x/y".into(),
+            ..needs_login.clone()
+        };
+        for (status, with_key) in [
+            (needs_login, TailnetState::Joining),
+            (away, TailnetState::ControlUnavailable),
+            (refused, TailnetState::LoginNeeded),
+            (asked, TailnetState::LoginNeeded),
+        ] {
+            let state = |entry| tailnet_report(&snapshot(None), &status, entry).state;
+            assert_eq!(state(Entry::Key), with_key, "{status:?}");
+            assert_eq!(state(Entry::Identity), TailnetState::LoginNeeded);
         }
     }
 }

@@ -115,6 +115,9 @@ impl Issuer for Node {
                 IssueError {
                     message: error.to_string(),
                     retry_after,
+                    disabled: self
+                        .status()
+                        .is_ok_and(|status| status.is_running() && status.cert_domains.is_empty()),
                 }
             })?;
         Certificate::from_pem(pem.as_bytes(), pem.as_bytes()).map_err(|error| IssueError {
@@ -122,6 +125,7 @@ impl Issuer for Node {
                 "the tailnet gave a certificate for {domain} that cannot be used: {error}"
             ),
             retry_after: None,
+            disabled: false,
         })
     }
 }

@@ -30,6 +30,8 @@ pub struct Status {
     pub key_expired: bool,
     /// The last error of the connection to the control server; empty when it is fine.
     pub control_error: String,
+    /// Whether that error is the control server's answer to the key or the login.
+    pub login_refused: bool,
     pub health: Vec<String>,
     pub peers: Peers,
 }

@@ -233,5 +233,5 @@ async fn of_the_name(scene: &Scene) {
         scene.node("renamed").await["stable_id"].clone(),
     );
     assert_eq!(after, before);
-    assert_eq!(scene.asked("POST", "/keys").await.len(), 1);
+    assert_eq!(scene.keys_minted().await, 1);
 }

@@ -257,7 +257,7 @@ async fn rotated_credentials_are_tried_at_once_and_a_node_outlives_those_it_join
     scene.page(&url, "rotated /\n").await;
     lab.kubectl(["delete", "gateway/rotated", "--namespace=rotated"])
         .await;
-    scene.absent("default", "gatewayclass/rotated").await;
+    scene.gone("default", "gatewayclass/rotated").await;
     assert_eq!(scene.made().await, Vec::<String>::new());
     assert_eq!(scene.nodes().await, ["visitor"]);
     lab.delete(secret).await;

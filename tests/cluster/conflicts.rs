@@ -209,7 +209,7 @@ async fn a_name_is_taken_back_from_our_own_device_and_never_from_another() {
     // The node of a Gateway that lost its state is another one, and the first holds its name.
     replicas(&scene, 0).await;
     let workload = "own-conflicts";
-    scene.absent(SYSTEM, &format!("pod/{workload}-0")).await;
+    scene.gone(SYSTEM, &format!("pod/{workload}-0")).await;
     let secret = format!("secret/{workload}-state");
     lab.kubectl(["delete", &secret, "--namespace", SYSTEM])
         .await;

@@ -336,12 +336,18 @@ impl Lab {
 
     /// Tells what a person would look at first, and keeps the logs.
     fn explain(&self) {
-        let shown = std::process::Command::new(script("in.sh"))
-            .args(["kubectl", "get", "pods,events", "--all-namespaces"])
-            .env("LAB", self.directory())
-            .output();
-        if let Ok(shown) = shown {
-            eprintln!("{}", String::from_utf8_lossy(&shown.stdout));
+        for what in [
+            &["pods,events"][..],
+            &["gatewayclasses,gateways", "--output=yaml"],
+        ] {
+            let shown = std::process::Command::new(script("in.sh"))
+                .args(["kubectl", "get", "--all-namespaces"])
+                .args(what)
+                .env("LAB", self.directory())
+                .output();
+            if let Ok(shown) = shown {
+                eprintln!("{}", String::from_utf8_lossy(&shown.stdout));
+            }
         }
         let kept = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join(self.directory().file_name().unwrap_or_default());

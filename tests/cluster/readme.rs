@@ -234,8 +234,8 @@ async fn told_once(scene: &Scene) {
             (told.len() >= expected.len()).then_some(told)
         })
         .await;
-    let gateway = told.iter().filter(|told| told.weight == "Normal");
-    assert_eq!(gateway.map(short).collect::<Vec<_>>(), expected, "{told:?}");
+    // And that it took a while is nothing to be warned of.
+    assert_eq!(told.iter().map(short).collect::<Vec<_>>(), expected);
     let class = scene.events("default", "my-tailnet").await;
     assert_eq!(
         class.iter().map(short).collect::<Vec<_>>(),

@@ -47,7 +47,8 @@ impl Scene {
         scene
     }
 
-    async fn install(&self, environment: &[(&str, &str)]) {
+    /// Installs tailway again, with other variables in the controller's environment.
+    pub async fn install(&self, environment: &[(&str, &str)]) {
         let yaml = self.adapted("manifests/install.yaml", environment);
         self.lab.apply(&yaml).await;
         let status = ["rollout", "status", "deployment/tailway-controller"];
@@ -55,7 +56,8 @@ impl Scene {
         self.lab.kubectl(status.into_iter().chain(namespace)).await;
     }
 
-    /// A manifest, with the lab's image and this tailnet in the environment.
+    /// A manifest, with the lab's image and this tailnet in the environment. Variables that are
+    /// there already are replaced.
     pub fn adapted(&self, path: &str, environment: &[(&str, &str)]) -> String {
         let nodes: Vec<_> = self
             .tailnet
@@ -70,18 +72,23 @@ impl Scene {
             ("TS_CONTROL_URL", self.tailnet.field("control_url")),
         ];
         all.extend_from_slice(environment);
-        let variables: String = all
-            .iter()
-            .map(|(name, value)| {
-                format!("            - name: {name}\n              value: {value:?}\n")
-            })
-            .collect();
         let marker = "            - name: TAILWAY_PROXY_IMAGE\n";
         let yaml = fs::read_to_string(path).unwrap();
         assert!(yaml.contains(marker));
-        let yaml = yaml.replace(marker, &format!("{variables}{marker}"));
         let version = env!("CARGO_PKG_VERSION");
-        yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE)
+        let mut yaml = yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE);
+        for (name, value) in all {
+            let there = format!("            - name: {name}\n              value: ");
+            let (before, after) = match yaml.split_once(&there) {
+                Some((before, after)) => (before, after.split_once('\n').unwrap().1),
+                None => {
+                    let at = yaml.find(marker).unwrap();
+                    yaml.split_at(at)
+                }
+            };
+            yaml = format!("{before}{there}{value:?}\n{after}");
+        }
+        yaml
     }
 
     /// The objects of a GatewayClass with a Secret, as the seed has them: its credentials are the

@@ -85,7 +85,7 @@ async fn nothing_is_written_and_no_key_minted_while_nothing_changes() {
         })
         .await;
     assert!(before.len() > 30, "{before:?}");
-    let keys = scene.asked("POST", "/keys").await.len();
+    let keys = scene.keys_minted().await;
     let url = format!("https://steady.{}/", scene.tailnet.domain());
     let window = tokio::time::Instant::now() + WINDOW;
     while tokio::time::Instant::now() < window {
@@ -94,7 +94,7 @@ async fn nothing_is_written_and_no_key_minted_while_nothing_changes() {
         tokio::time::sleep(Duration::from_secs(2)).await;
     }
     assert_eq!(versions(&scene).await, before);
-    assert_eq!(scene.asked("POST", "/keys").await.len(), keys);
+    assert_eq!(scene.keys_minted().await, keys);
     assert_eq!(keys, 2);
 
     let spaces = ["steady", "steady-second", "steady-lost", "steady-refused"];

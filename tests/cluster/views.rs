@@ -143,17 +143,6 @@ impl Scene {
             .await;
     }
 
-    /// Waits until an object is gone.
-    pub async fn absent(&self, namespace: &str, object: &str) {
-        let what = format!("{object} in {namespace} is gone");
-        self.lab
-            .eventually(&what, || async {
-                let there = self.lab.object(namespace, object).await;
-                there.is_none().then_some(())
-            })
-            .await;
-    }
-
     /// Applies a merge patch.
     pub async fn patch(&self, namespace: &str, object: &str, patch: Value) {
         let patch = patch.to_string();

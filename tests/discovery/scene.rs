@@ -36,6 +36,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     task::JoinHandle,
+    time::Instant,
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
@@ -211,7 +212,7 @@ impl World {
         let named = snapshots
             .iter()
             .map(|&one| (one.gateway.clone(), one.clone()));
-        self.publisher.publish(&named.collect());
+        self.publisher.publish(&named.collect(), Instant::now());
     }
 
     /// Waits until the pods of `default/web` are these.

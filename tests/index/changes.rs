@@ -117,13 +117,14 @@ fn metadata() -> impl Strategy<Value = Value> {
 }
 
 fn class() -> impl Strategy<Value = Object> {
-    let parameters = select(vec![
-        Value::Null,
-        Value::Null,
-        json!({"group": "", "kind": "Secret", "name": "a", "namespace": "x"}),
-        json!({"group": "gateway.tailscale.com", "kind": "TailscaleTailnet", "name": "a"}),
-        json!({"group": "", "kind": "ConfigMap", "name": "a", "namespace": "x"}),
-    ]);
+    let parameters = prop_oneof![
+        2 => Just(Value::Null),
+        1 => select(vec![
+            json!({"group": "", "kind": "Secret", "name": "a", "namespace": "x"}),
+            json!({"group": "gateway.tailscale.com", "kind": "TailscaleTailnet", "name": "a"}),
+            json!({"group": "", "kind": "ConfigMap", "name": "a", "namespace": "x"}),
+        ]),
+    ];
     let controller = seldom(vec!["example.com/other"], vec![CONTROLLER]);
     (name(), controller, parameters, 1..3).prop_map(|(name, controller, parameters, generation)| {
         Object::GatewayClass(object(json!({
@@ -263,8 +264,8 @@ fn service() -> impl Strategy<Value = Object> {
 }
 
 fn slice() -> impl Strategy<Value = Object> {
-    let service = prop::option::of(name());
-    let endpoints = prop::collection::vec((1..4, any::<bool>()), 0..3);
+    let service = prop::option::weighted(0.9, name());
+    let endpoints = prop::collection::vec((1..4, prop::bool::weighted(0.8)), 0..3);
     (name(), namespace(), service, endpoints).prop_map(|(name, namespace, service, endpoints)| {
         let labels = service.map(|service| json!({"kubernetes.io/service-name": service}));
         let endpoints = endpoints.into_iter().map(|(host, ready)| {
@@ -315,7 +316,7 @@ fn any_object() -> impl Strategy<Value = Object> {
         6 => route(),
         2 => grant(),
         3 => service(),
-        3 => slice(),
+        5 => slice(),
         3 => secret(),
         1 => labelled_namespace(),
     ]
@@ -420,6 +421,9 @@ const REASONS: [&str; 16] = [
     "RefNotPermitted",
 ];
 
+/// A backend had endpoints.
+const ENDPOINTS: &str = "endpoints";
+
 fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
     let mut runner = TestRunner::new(ProptestConfig {
         cases: 48,
@@ -446,12 +450,17 @@ fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
                 prop_assert!(is_shared(&statuses.routes, &old.routes));
                 prop_assert!(is_shared(&statuses.unclaimed, &old.unclaimed));
                 seen.borrow_mut().extend(reasons(&now));
+                let mut backends = now.snapshots.values().flat_map(|s| s.backends.values());
+                if backends.any(|backend| !backend.endpoints.is_empty()) {
+                    seen.borrow_mut().insert(ENDPOINTS);
+                }
                 before = now;
             }
             Ok(())
         })
         .unwrap_or_else(|error| panic!("{error}"));
     let mut expected = BTreeSet::from(REASONS);
+    expected.insert(ENDPOINTS);
     if verdicts {
         expected.insert("InvalidCredentials");
     }

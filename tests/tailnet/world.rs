@@ -176,6 +176,27 @@ impl Tailnet {
         }
     }
 
+    /// A connection over the tailnet, of the client `visitor`.
+    pub async fn tunnel(&self, address: &str) -> Result<TcpStream, String> {
+        self.post("/client/visitor", json!({})).await;
+        let mut stream = TcpStream::connect(self.admin).await.unwrap();
+        let request = format!(
+            "GET /client/visitor/tunnel?address={address} HTTP/1.1\r\nHost: tailnet\r\nConnection: Upgrade\r\nUpgrade: tailnet-tcp\r\n\r\n"
+        );
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\n") {
+            let byte = soon("the answer to the tunnel", stream.read_u8()).await;
+            answer.push(byte.map_err(|error| error.to_string())?);
+        }
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        if answer.starts_with("HTTP/1.1 101 ") {
+            Ok(stream)
+        } else {
+            Err(answer)
+        }
+    }
+
     /// A node of this tailnet in this process.
     pub async fn node(&self, hostname: &str) -> Node {
         let node = Node::start(self.config(hostname, State::Memory))

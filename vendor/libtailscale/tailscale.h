@@ -183,7 +183,8 @@ extern int tailscale_close(tailscale sd, uint64_t timeout_ms,
 //   cert_domains  names it may have certificates for
 //   node_id, user (login name), tags
 //   key_expiry    RFC 3339 or "" when it never expires;  key_expired
-//   control_error last error of the control connection, "" when fine
+//   control_error last error of the control connection, "" when fine;
+//                 login_refused: it is the server's word on the key or the login
 //   health        warnings, sorted
 //   peers         {"total","direct","relayed"} of those with recent traffic
 extern int tailscale_status(tailscale sd, char **out, size_t *len);

@@ -36,9 +36,8 @@ fn a_pod_that_is_not_ready_has_a_reason_a_person_can_act_on() {
     ];
     for (status, problem) in cases {
         let expected = PodState {
-            ready: false,
-            ending: false,
             problem: problem.into(),
+            ..PodState::default()
         };
         assert_eq!(pod(status), expected);
     }
@@ -114,6 +113,42 @@ fn a_pod_that_runs_knows_better_than_kubernetes_why_it_is_not_ready() {
     let with = |pod| programmed(&workload(Some(pod), Some(report.clone())));
     assert_eq!(with(running), own);
     assert_eq!(with(crashing), pending("pod web-0: CrashLoopBackOff"));
+}
+
+#[test]
+fn a_pod_that_is_not_ready_is_asked_and_believed_before_an_older_report() {
+    let running = json!({
+        "podIP": "10.0.0.7",
+        "containerStatuses": container(json!({"running": {}}))["containerStatuses"],
+    });
+    let report = |programmed| NodeReport {
+        programmed,
+        ..NodeReport::default()
+    };
+    let mut silent = workload(Some(pod(running)), Some(report(Programmed::Generation(3))));
+    let name = ObjectName::new("web", "web");
+    let owned = |workload: &Workload| Owned {
+        workloads: [(name.clone(), workload.clone())].into_iter().collect(),
+        listed: true,
+    };
+    let address: SocketAddr = "10.0.0.7:9090".parse().unwrap();
+    let asked = BTreeMap::from([((name.clone(), "web-0".to_owned()), address)]);
+    assert_eq!(owned(&silent).unready(), asked);
+    silent.pods.get_mut("web-0").unwrap().says = "no way to write".into();
+    assert_eq!(programmed(&silent), pending("pod web-0: no way to write"));
+
+    let own = Programmed::No {
+        reason: Unready::AddressNotAssigned,
+        message: "waiting for approval".into(),
+    };
+    silent.secret.as_mut().unwrap().report = Some(report(own.clone()));
+    assert_eq!(programmed(&silent), pending("pod web-0: no way to write"));
+    silent.pods.get_mut("web-0").unwrap().says = "waiting for approval".into();
+    assert_eq!(programmed(&silent), own);
+
+    let newer = json!({"metadata": {"name": "web-state"}});
+    StateSecret::put(&serde_json::from_value(newer).unwrap(), &mut silent);
+    assert_eq!(silent.pods["web-0"].says, "");
 }
 
 #[test]

@@ -137,7 +137,7 @@ func TestAControlServerThatIsAwayIsSaid(t *testing.T) {
 	await(t, "the status tells", func() bool {
 		var s status
 		check(t, json.Unmarshal([]byte(node.Status()), &s))
-		return strings.Contains(s.ControlError, gone)
+		return strings.Contains(s.ControlError, gone) && !s.LoginRefused
 	})
 }
 

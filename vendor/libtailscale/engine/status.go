@@ -30,6 +30,7 @@ type status struct {
 	Tags         []string `json:"tags"`
 	KeyExpiry    string   `json:"key_expiry"`
 	KeyExpired   bool     `json:"key_expired"`
+	LoginRefused bool     `json:"login_refused"`
 	ControlError string   `json:"control_error"`
 	Health       []string `json:"health"`
 	Peers        peers    `json:"peers"`
@@ -230,8 +231,8 @@ func (w *statusWatcher) build() *status {
 	w.mu.Lock()
 	s.refused = w.refused
 	w.mu.Unlock()
-	s.ControlError = s.refused
-	if s.ControlError == "" {
+	s.ControlError, s.LoginRefused = s.refused, s.refused != ""
+	if !s.LoginRefused {
 		s.ControlError = controlError(w.node.backend.HealthTracker().CurrentState())
 	}
 	return s

@@ -2,7 +2,7 @@
 
 //! Made by gen.sh from tailscale.h; do not edit.
 //!
-//! cksum of tailscale.h: 2772359999 16075
+//! cksum of tailscale.h: 4088093442 16158
 
 pub const TAILSCALE_LOG_DEBUG: u32 = 0;
 pub const TAILSCALE_LOG_INFO: u32 = 1;
