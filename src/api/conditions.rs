@@ -44,6 +44,10 @@ pub const OVERLAPPING_HOSTNAMES: &str = "OverlappingHostnames";
 
 // Route
 pub const NO_MATCHING_PARENT: &str = "NoMatchingParent";
+pub const NO_MATCHING_LISTENER_HOSTNAME: &str = "NoMatchingListenerHostname";
+pub const INCOMPATIBLE_FILTERS: &str = "IncompatibleFilters";
+/// Condition of a route some of whose rules are left out.
+pub const PARTIALLY_INVALID: &str = "PartiallyInvalid";
 pub const NOT_ALLOWED_BY_LISTENERS: &str = "NotAllowedByListeners";
 pub const BACKEND_NOT_FOUND: &str = "BackendNotFound";
 pub const INVALID_KIND: &str = "InvalidKind";

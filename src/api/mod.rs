@@ -7,8 +7,8 @@ pub mod tailnets;
 pub mod gateway_api;
 
 use gateway_api::{
-    gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrant,
-    tcproutes::TcpRoute,
+    gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
+    referencegrants::ReferenceGrant, tcproutes::TcpRoute,
 };
 use k8s_openapi::api::{
     core::v1::{Namespace, Secret, Service},
@@ -44,6 +44,7 @@ pub enum Object {
     GatewayClass(Box<GatewayClass>),
     Gateway(Box<Gateway>),
     TcpRoute(Box<TcpRoute>),
+    HttpRoute(Box<HttpRoute>),
     ReferenceGrant(Box<ReferenceGrant>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),

@@ -39,7 +39,7 @@ pub struct News {
 }
 
 /// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
-const FEATURES: &[&str] = &["Gateway", "ReferenceGrant", "TCPRoute"];
+const FEATURES: &[&str] = &["Gateway", "HTTPRoute", "ReferenceGrant", "TCPRoute"];
 
 const CLASS_CONDITIONS: &[&str] = &[c::ACCEPTED];
 const GATEWAY_CONDITIONS: &[&str] = &[
@@ -55,7 +55,12 @@ const LISTENER_CONDITIONS: &[&str] = &[
     c::CONFLICTED,
     c::OVERLAPPING_TLS_CONFIG,
 ];
-const PARENT_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS, c::ROUTE_CONFLICTED];
+const PARENT_CONDITIONS: &[&str] = &[
+    c::ACCEPTED,
+    c::RESOLVED_REFS,
+    c::ROUTE_CONFLICTED,
+    c::PARTIALLY_INVALID,
+];
 
 /// The objects whose statuses may have to be written, as they or what follows for them changed.
 pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
@@ -72,6 +77,10 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
         (
             Kind::TcpRoute,
             subjects.tcp_routes.differences(&old.tcp_routes),
+        ),
+        (
+            Kind::HttpRoute,
+            subjects.http_routes.differences(&old.http_routes),
         ),
     ];
     let keys = of_kinds.into_iter().flat_map(|(kind, names)| {
@@ -93,6 +102,7 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
         Kind::GatewayClass => of_class(world, key, &now),
         Kind::Gateway => of_gateway(world, key, &now),
         Kind::TcpRoute => of_tcp_route(world, key, &now),
+        Kind::HttpRoute => of_http_route(world, key, &now),
         _ => None,
     };
     objects.iter().filter_map(plan).collect()
@@ -118,6 +128,14 @@ fn of_gateway(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
 fn of_tcp_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
     let status = world.outcome.statuses.routes.get(key);
     let route = world.subjects.tcp_routes.get(&key.name)?;
+    let live = value(&route.status);
+    let desired = route_status(status.map(|status| &**status), &live, now);
+    write(key, &**route, &live, desired, &[])
+}
+
+fn of_http_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.routes.get(key);
+    let route = world.subjects.http_routes.get(&key.name)?;
     let live = value(&route.status);
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])

@@ -3,13 +3,14 @@
 use super::{
     Key,
     grants::Reference,
+    http,
     objects::Objects,
-    routes::{BackendRef, Route},
+    routes::{BackendRef, Route, Rules},
     status::Finding,
 };
 use crate::{
-    api::conditions as c,
-    model::{Backend, BackendId, WeightedBackend},
+    api::{conditions as c, gateway_api::httproutes::HttpRouteRules},
+    model::{Backend, BackendId, HttpRoute, WeightedBackend},
 };
 use std::collections::BTreeMap;
 
@@ -19,13 +20,55 @@ pub(super) struct Resolved {
     pub(super) weighted: Vec<WeightedBackend>,
     pub(super) backends: BTreeMap<BackendId, Backend>,
     pub(super) findings: Vec<Finding>,
+    /// The rules of a route of HTTP.
+    pub(super) http: Option<HttpRoute>,
+    /// Why the route cannot be accepted.
+    pub(super) refused: Vec<Finding>,
+    /// Why parts of it are left out.
+    pub(super) left_out: Vec<Finding>,
 }
 
 impl Objects {
-    /// Resolves the backendRefs of a route's first rule. An invalid one keeps its weight.
     pub(super) fn resolve_backends(&self, key: &Key, route: &Route) -> Resolved {
+        match &route.rules {
+            Rules::Bytes(rules) => self.resolve_bytes(key, rules.first()),
+            Rules::Http { rules, .. } => self.resolve_http(key, rules),
+        }
+    }
+
+    /// Reads the rules of a route of HTTP. A backend that is not found keeps its weight.
+    fn resolve_http(&self, key: &Key, rules: &[HttpRouteRules]) -> Resolved {
         let mut resolved = Resolved::default();
-        for reference in route.rules.first().into_iter().flatten() {
+        let (backends, findings) = (&mut resolved.backends, &mut resolved.findings);
+        let mut resolve = |reference: http::Reference<'_>| match self
+            .resolve_backend(key, &reference.to_backend_ref())
+        {
+            Ok((id, backend)) => {
+                backends.insert(id.clone(), backend);
+                Some(id)
+            }
+            Err(finding) => {
+                findings.push(finding);
+                None
+            }
+        };
+        let mut reader = http::Reader {
+            resolve: &mut resolve,
+            refused: Vec::new(),
+            left_out: Vec::new(),
+        };
+        let rules = reader.rules(rules);
+        let (refused, left_out) = (reader.refused, reader.left_out);
+        resolved.http = Some(HttpRoute { rules });
+        resolved.refused = refused;
+        resolved.left_out = left_out;
+        resolved
+    }
+
+    /// Resolves the backendRefs of a rule. An invalid one keeps its weight.
+    fn resolve_bytes(&self, key: &Key, rule: Option<&Vec<BackendRef>>) -> Resolved {
+        let mut resolved = Resolved::default();
+        for reference in rule.into_iter().flatten() {
             let weight = reference
                 .weight
                 .and_then(|weight| u32::try_from(weight).ok())

@@ -11,8 +11,8 @@ use crate::{
     api::{
         Object,
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrantSpec,
-            tcproutes::TcpRoute,
+            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
+            referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -32,6 +32,7 @@ impl Index {
             Object::GatewayClass(o) => self.set_class(name, Some(Arc::from(o))),
             Object::Gateway(o) => self.set_gateway(name, Some(Arc::from(o))),
             Object::TcpRoute(o) => self.set_tcp_route(name, Some(Arc::from(o))),
+            Object::HttpRoute(o) => self.set_http_route(name, Some(Arc::from(o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
             Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
             Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
@@ -49,6 +50,7 @@ impl Index {
             Kind::GatewayClass => self.set_class(name, None),
             Kind::Gateway => self.set_gateway(name, None),
             Kind::TcpRoute => self.set_tcp_route(name, None),
+            Kind::HttpRoute => self.set_http_route(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
             Kind::ReferenceGrant => self.set_grant(name, None),
             Kind::Service => self.set_service(name, None),
@@ -127,6 +129,18 @@ impl Index {
             route.as_deref().map(|route| Route::of_tcp(name, route)),
         );
         self.objects.tcp_routes.set(name, route);
+    }
+
+    fn set_http_route(&mut self, name: &ObjectName, route: Option<Arc<HttpRoute>>) {
+        let key = Key {
+            kind: Kind::HttpRoute,
+            name: name.clone(),
+        };
+        self.set_route(
+            &key,
+            route.as_deref().map(|route| Route::of_http(name, route)),
+        );
+        self.objects.http_routes.set(name, route);
     }
 
     /// The one way in for routes of every kind.

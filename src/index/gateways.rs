@@ -12,12 +12,15 @@ use super::{
 use crate::{
     api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
-        CertificateReport, Forward, HostnamePattern, Issuance, NodeName, NodeReport, NodeSpec,
-        ObjectName, Port, Programmed, Snapshot, TailnetState, TcpListener, TlsListener, TlsRoutes,
-        Unready,
+        AttachedRoute, CertificateReport, Forward, HostnamePattern, HttpListener, HttpRouteKind,
+        Issuance, NodeName, NodeReport, NodeSpec, ObjectName, Port, Programmed, RouteId, Snapshot,
+        TailnetState, TcpListener, TlsListener, TlsRoutes, Unready,
     },
 };
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// A Gateway of ours, before routes are looked at.
 #[derive(Clone, Debug)]
@@ -67,6 +70,13 @@ fn own_parameters(gateway: &Gateway) -> Result<(), Finding> {
                 super::qualified(&reference.kind, &reference.group)
             ),
         )),
+    }
+}
+
+fn route_id(key: &Key) -> RouteId {
+    RouteId {
+        kind: HttpRouteKind::Http,
+        name: key.name.clone(),
     }
 }
 
@@ -174,9 +184,21 @@ impl Known<'_> {
         if !self.candidate.is_served() {
             return None;
         }
-        let served = self.attached.forwards.values();
+        let http = self
+            .attached
+            .http
+            .values()
+            .flatten()
+            .map(|(route, _)| route);
+        let served: BTreeSet<_> = self.attached.forwards.values().chain(http).collect();
+        let resolved = |route: &&Key| self.resolved.get(*route);
+        let http_routes = served.iter().filter_map(|route| {
+            let http = resolved(route)?.http.clone()?;
+            Some((route_id(route), http))
+        });
         let backends = served
-            .filter_map(|route| self.resolved.get(route))
+            .iter()
+            .filter_map(resolved)
             .flat_map(|resolved| resolved.backends.clone());
         Some(Snapshot {
             gateway: self.candidate.name.clone(),
@@ -185,7 +207,7 @@ impl Known<'_> {
                 name: node.name.clone(),
             },
             ports: self.ports(),
-            http_routes: BTreeMap::new(),
+            http_routes: http_routes.collect(),
             backends: backends.collect(),
         })
     }
@@ -217,6 +239,34 @@ impl Known<'_> {
                 Some(Protocol::Tcp) => {
                     ports.insert(listener.port, Port::Tcp(TcpListener { name, route }));
                 }
+                Some(Protocol::Http { hostname }) => {
+                    let http = HttpListener {
+                        name,
+                        hostname: hostname.clone(),
+                        routes: self.http_routes(listener),
+                    };
+                    let port = ports.entry(listener.port);
+                    // Another kind is a conflict: neither is accepted.
+                    if let Port::Http(listeners) = port.or_insert_with(|| Port::Http(Vec::new())) {
+                        listeners.push(http);
+                    }
+                }
+                Some(Protocol::Https {
+                    hostname,
+                    certificates,
+                }) => {
+                    let tls = TlsListener {
+                        name,
+                        hostname: hostname.clone(),
+                        certificates: certificates.clone(),
+                        alpn: vec!["h2".into(), "http/1.1".into()],
+                        routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
+                    };
+                    let port = ports.entry(listener.port);
+                    if let Port::Tls(listeners) = port.or_insert_with(|| Port::Tls(Vec::new())) {
+                        listeners.push(tls);
+                    }
+                }
                 Some(Protocol::Tls {
                     hostname,
                     certificates,
@@ -241,6 +291,13 @@ impl Known<'_> {
             }
         }
         for port in ports.values_mut() {
+            if let Port::Http(listeners) = port {
+                let specificity = |listener: &HttpListener| {
+                    let hostname = listener.hostname.as_ref();
+                    Reverse(hostname.map(HostnamePattern::specificity))
+                };
+                listeners.sort_by_key(specificity);
+            }
             if let Port::Tls(listeners) = port {
                 let specificity = |listener: &TlsListener| {
                     let hostname = listener.hostname.as_ref();
@@ -250,6 +307,17 @@ impl Known<'_> {
             }
         }
         ports
+    }
+
+    /// The routes of a listener of HTTP, in the order of their precedence.
+    fn http_routes(&self, listener: &Listener) -> Vec<AttachedRoute> {
+        let attached = self.attached.http.get(&listener.name);
+        let attached = attached.into_iter().flatten();
+        let route = |(key, hostnames): &(Key, Vec<HostnamePattern>)| AttachedRoute {
+            route: route_id(key),
+            hostnames: hostnames.clone(),
+        };
+        attached.map(route).collect()
     }
 
     pub(super) fn status(&self) -> GatewayStatus {

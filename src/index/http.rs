@@ -3,7 +3,7 @@
 //! What a version of tailway does not understand is never passed over: a filter becomes one that
 //! answers with status 500, and the route says why (Gateway API `HTTPRouteFilter`).
 
-use super::status::Finding;
+use super::{routes::BackendRef, status::Finding};
 use crate::{
     api::{
         conditions as c,
@@ -37,6 +37,19 @@ pub(super) struct Reference<'a> {
     pub(super) namespace: Option<&'a str>,
     pub(super) name: &'a str,
     pub(super) port: Option<i32>,
+}
+
+impl Reference<'_> {
+    pub(super) fn to_backend_ref(self) -> BackendRef {
+        BackendRef {
+            group: self.group.map(str::to_owned),
+            kind: self.kind.map(str::to_owned),
+            namespace: self.namespace.map(str::to_owned),
+            name: self.name.to_owned(),
+            port: self.port,
+            weight: None,
+        }
+    }
 }
 
 /// Reads rules; what is wrong with them is kept.
@@ -142,7 +155,10 @@ impl Reader<'_> {
                 .request_mirror
                 .as_ref()
                 .map(|filter| Ok(HttpFilter::Mirror(self.mirror(filter)))),
-            FilterType::Cors => filter.cors.as_ref().map(|filter| Ok(HttpFilter::Cors(cors(filter)))),
+            FilterType::Cors => filter
+                .cors
+                .as_ref()
+                .map(|filter| Ok(HttpFilter::Cors(cors(filter)))),
             FilterType::ExtensionRef => Some(Err(match &filter.extension_ref {
                 Some(reference) => format!(
                     "there is no filter {} of kind {}.{}: requests get status 500",
@@ -154,12 +170,14 @@ impl Reader<'_> {
         match read {
             Some(Ok(filter)) => filter,
             Some(Err(message)) => {
-                self.left_out.push(Finding::new(c::UNSUPPORTED_VALUE, message));
+                self.left_out
+                    .push(Finding::new(c::UNSUPPORTED_VALUE, message));
                 HttpFilter::Broken
             }
             None => {
                 let message = format!("a filter of type {:?} says nothing", filter.r#type);
-                self.left_out.push(Finding::new(c::UNSUPPORTED_VALUE, message));
+                self.left_out
+                    .push(Finding::new(c::UNSUPPORTED_VALUE, message));
                 HttpFilter::Broken
             }
         }
@@ -223,14 +241,15 @@ fn matched(wanted: &HttpRouteRulesMatches) -> Result<HttpMatch, String> {
             Err(_) => Err(format!("{:?} {BAD_HEADER}", wanted.name)),
         }
     };
-    let parameter = |wanted: &crate::api::gateway_api::httproutes::HttpRouteRulesMatchesQueryParams| {
-        let value = match wanted.r#type {
-            None | Some(QueryType::Exact) => Value::Exact(wanted.value.clone()),
-            Some(QueryType::RegularExpression) => Value::Regex(expression(&wanted.value)?),
+    let parameter =
+        |wanted: &crate::api::gateway_api::httproutes::HttpRouteRulesMatchesQueryParams| {
+            let value = match wanted.r#type {
+                None | Some(QueryType::Exact) => Value::Exact(wanted.value.clone()),
+                Some(QueryType::RegularExpression) => Value::Regex(expression(&wanted.value)?),
+            };
+            let name = wanted.name.clone();
+            Ok::<_, String>(ValueMatch { name, value })
         };
-        let name = wanted.name.clone();
-        Ok::<_, String>(ValueMatch { name, value })
-    };
     Ok(HttpMatch {
         path,
         method: super::same(wanted.method.as_ref()),
@@ -285,9 +304,9 @@ fn response_headers(change: &HttpRouteRulesFiltersResponseHeaderModifier) -> Hea
 
 fn redirect(filter: &HttpRouteRulesFiltersRequestRedirect) -> Result<Redirect, String> {
     let status = filter.status_code.unwrap_or(302);
-    let port = filter.port.map(|port| {
-        u16::try_from(port).map_err(|_| format!("{port} is no port to redirect to"))
-    });
+    let port = filter
+        .port
+        .map(|port| u16::try_from(port).map_err(|_| format!("{port} is no port to redirect to")));
     Ok(Redirect {
         scheme: filter.scheme.as_ref().map(|scheme| match scheme {
             Scheme::Http => "http".into(),
@@ -413,7 +432,11 @@ mod tests {
             ("1s500ms", 1_500),
         ];
         for (text, milliseconds) in table {
-            assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_millis(milliseconds)),
+                "{text}"
+            );
         }
         for wrong in ["", "1", "s", "1.5s", "-1s", "1d", "10 s"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");

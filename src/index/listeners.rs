@@ -45,6 +45,14 @@ pub(super) struct Listener {
 #[derive(Clone, Debug)]
 pub(super) enum Protocol {
     Tcp,
+    Http {
+        hostname: Option<HostnamePattern>,
+    },
+    /// HTTP in TLS.
+    Https {
+        hostname: Option<HostnamePattern>,
+        certificates: Certificates,
+    },
     Tls {
         hostname: Option<HostnamePattern>,
         certificates: Certificates,
@@ -65,6 +73,19 @@ const TCP_ROUTE: RouteKind = RouteKind {
     group: GATEWAY_GROUP,
     kind: Kind::TcpRoute.as_str(),
 };
+
+const HTTP_ROUTE: RouteKind = RouteKind {
+    group: GATEWAY_GROUP,
+    kind: Kind::HttpRoute.as_str(),
+};
+
+/// The kinds of routes that a protocol can have.
+fn kinds_of(protocol: &str) -> &'static [RouteKind] {
+    match protocol {
+        "HTTP" | "HTTPS" => &[HTTP_ROUTE],
+        _ => &[TCP_ROUTE],
+    }
+}
 
 impl Objects {
     /// The listeners of a Gateway, in its order.
@@ -115,15 +136,20 @@ impl Objects {
             allowed: Allowed::of(spec),
         };
         let mut unresolved = Vec::new();
-        if spec.protocol == "TCP" || spec.protocol == "TLS" && !is_passthrough(spec) {
+        let is_known = matches!(spec.protocol.as_str(), "TCP" | "HTTP" | "HTTPS");
+        if is_known || spec.protocol == "TLS" && !is_passthrough(spec) {
             listener.supported_kinds = supported_kinds(spec, &mut unresolved);
         }
         let protocol = match spec.protocol.as_str() {
             "TCP" => tcp(spec),
+            "HTTP" => http(spec),
+            "HTTPS" => self
+                .tls(name, gateway, spec, node, &mut unresolved)
+                .map(Protocol::with_http),
             "TLS" => self.tls(name, gateway, spec, node, &mut unresolved),
             other => Err(Finding::new(
                 c::UNSUPPORTED_PROTOCOL,
-                format!("protocol {other} is not supported: use TCP or TLS"),
+                format!("protocol {other} is not supported: use HTTP, HTTPS, TCP or TLS"),
             )),
         };
         match protocol {
@@ -161,12 +187,7 @@ impl Objects {
                 "spec.tls.frontend asks for client certificates, which are not supported: remove it, the tailnet's access rules decide who connects",
             ));
         }
-        let hostname = match spec.hostname.as_deref().filter(|name| !name.is_empty()) {
-            None => None,
-            Some(text) => {
-                Some(HostnamePattern::parse(text).map_err(|error| unsupported(error.to_string()))?)
-            }
-        };
+        let hostname = hostname_of(spec)?;
         let alpn = options(&tls)?;
         let tailnet = node.is_none_or(|node| node.may_be(hostname.as_ref()));
         let mut secrets = Vec::new();
@@ -195,6 +216,23 @@ impl Objects {
 
 fn unsupported(message: impl Into<String>) -> Finding {
     Finding::new(c::UNSUPPORTED_VALUE, message)
+}
+
+fn http(spec: &GatewayListeners) -> Result<Protocol, Finding> {
+    if spec.tls.is_some() {
+        return Err(unsupported(
+            "an HTTP listener has no tls: use protocol HTTPS to terminate it",
+        ));
+    }
+    Ok(Protocol::Http {
+        hostname: hostname_of(spec)?,
+    })
+}
+
+fn hostname_of(spec: &GatewayListeners) -> Result<Option<HostnamePattern>, Finding> {
+    let hostname = spec.hostname.as_deref().filter(|name| !name.is_empty());
+    let hostname = hostname.map(HostnamePattern::parse).transpose();
+    hostname.map_err(|error| unsupported(error.to_string()))
 }
 
 fn tcp(spec: &GatewayListeners) -> Result<Protocol, Finding> {
@@ -268,20 +306,26 @@ fn supported_kinds(spec: &GatewayListeners, unresolved: &mut Vec<Finding>) -> Ve
         .as_ref()
         .and_then(|allowed| allowed.kinds.as_ref());
     let Some(kinds) = kinds.filter(|kinds| !kinds.is_empty()) else {
-        return vec![TCP_ROUTE];
+        return kinds_of(&spec.protocol).to_vec();
     };
     let mut supported = Vec::new();
     for kind in kinds {
         let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
-        if group == GATEWAY_GROUP && kind.kind == TCP_ROUTE.kind {
-            supported.push(TCP_ROUTE);
+        let own = kinds_of(&spec.protocol).iter();
+        if let Some(own) = own
+            .clone()
+            .find(|own| group == own.group && kind.kind == own.kind)
+        {
+            supported.push(own.clone());
         } else {
+            let own: Vec<_> = own.map(|own| own.kind).collect();
             unresolved.push(Finding::new(
                 c::INVALID_ROUTE_KINDS,
                 format!(
-                    "{} cannot be attached to a {} listener: TCPRoute can",
+                    "{} cannot be attached to a {} listener: {} can",
                     super::qualified(&kind.kind, group),
-                    spec.protocol
+                    spec.protocol,
+                    own.join(", ")
                 ),
             ));
         }
@@ -313,14 +357,44 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// `None`: every name.
+    pub(super) fn hostname(&self) -> Option<&HostnamePattern> {
+        match self.protocol.as_ref()? {
+            Protocol::Tcp => None,
+            Protocol::Http { hostname }
+            | Protocol::Https { hostname, .. }
+            | Protocol::Tls { hostname, .. } => hostname.as_ref(),
+        }
+    }
+}
+
 impl Protocol {
+    fn with_http(self) -> Self {
+        match self {
+            Self::Tls {
+                hostname,
+                certificates,
+                ..
+            } => Self::Https {
+                hostname,
+                certificates,
+            },
+            other => other,
+        }
+    }
+
     /// The hostname of a TLS listener, when no certificate is for it, and the Secrets' certificates.
     fn uncovered(&self) -> Option<(&HostnamePattern, &[Certificate])> {
-        let Self::Tls {
+        let (Self::Tls {
             hostname: Some(hostname),
             certificates,
             ..
-        } = self
+        }
+        | Self::Https {
+            hostname: Some(hostname),
+            certificates,
+        }) = self
         else {
             return None;
         };

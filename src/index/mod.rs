@@ -22,6 +22,7 @@ mod conflicts;
 mod evaluation;
 mod gateways;
 mod grants;
+mod http;
 mod links;
 mod listeners;
 mod nodes;
@@ -34,7 +35,10 @@ pub use objects::{Key, Kind};
 
 use crate::{
     api::{
-        gateway_api::{gatewayclasses::GatewayClass, gateways::Gateway, tcproutes::TcpRoute},
+        gateway_api::{
+            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
+            tcproutes::TcpRoute,
+        },
         tailnets::TailscaleTailnet,
     },
     model::{NodeReport, ObjectName, Snapshot, Table},
@@ -74,6 +78,7 @@ pub struct Subjects {
     pub classes: Table<GatewayClass>,
     pub gateways: Table<Gateway>,
     pub tcp_routes: Table<TcpRoute>,
+    pub http_routes: Table<HttpRoute>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
 }
@@ -101,9 +106,20 @@ impl Index {
             classes: self.objects.classes.clone(),
             gateways: self.objects.gateways.clone(),
             tcp_routes: self.objects.tcp_routes.clone(),
+            http_routes: self.objects.http_routes.clone(),
             tailnets: self.objects.tailnets.clone(),
         }
     }
+}
+
+/// A value as another type of the same shape: the CRDs spell some types out at each place where
+/// they stand.
+fn same<T, U>(value: Option<&T>) -> Option<U>
+where
+    T: serde::Serialize,
+    U: serde::de::DeserializeOwned,
+{
+    serde_json::from_value(serde_json::to_value(value?).ok()?).ok()
 }
 
 /// A kind as `kubectl` spells it: with its group, unless that is the core one.

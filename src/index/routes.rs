@@ -11,9 +11,16 @@ use super::{
     status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus},
 };
 use crate::{
-    api::{CONTROLLER, GATEWAY_GROUP, conditions as c, gateway_api::tcproutes::TcpRoute},
-    model::ObjectName,
+    api::{
+        CONTROLLER, GATEWAY_GROUP, conditions as c,
+        gateway_api::{
+            httproutes::{HttpRoute, HttpRouteRules},
+            tcproutes::TcpRoute,
+        },
+    },
+    model::{HostnamePattern, ObjectName},
 };
+use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What is read of a route, whatever its kind.
@@ -22,15 +29,26 @@ pub(super) struct Route {
     pub(super) precedence: Precedence,
     generation: i64,
     parents: Vec<ParentRef>,
-    /// The backendRefs of each rule.
-    pub(super) rules: Vec<Vec<BackendRef>>,
+    pub(super) rules: Rules,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What is a kind's own.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Rules {
+    /// The backendRefs of each rule.
+    Bytes(Vec<Vec<BackendRef>>),
+    Http {
+        /// None of them: all.
+        hostnames: Vec<String>,
+        rules: Vec<HttpRouteRules>,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(super) struct BackendRef {
     pub(super) group: Option<String>,
     pub(super) kind: Option<String>,
-    namespace: Option<String>,
+    pub(super) namespace: Option<String>,
     pub(super) name: String,
     pub(super) port: Option<i32>,
     pub(super) weight: Option<i32>,
@@ -39,8 +57,10 @@ pub(super) struct BackendRef {
 /// What is attached to the listeners of one Gateway.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Attached {
-    /// By listener name: the route that is served.
+    /// By listener name: the route that is served, of those that take all bytes.
     pub(super) forwards: BTreeMap<String, Key>,
+    /// By listener name: the routes of HTTP, with the hostnames that both have; none is all.
+    pub(super) http: BTreeMap<String, Vec<(Key, Vec<HostnamePattern>)>>,
     /// By listener name: the accepted routes, served or not.
     pub(super) routes: BTreeMap<String, BTreeSet<Key>>,
     /// What became of each route and its parentRef of this number.
@@ -79,7 +99,19 @@ impl Route {
             precedence: precedence(&route.metadata, name),
             generation: generation(&route.metadata),
             parents: parents.collect(),
-            rules: rules.collect(),
+            rules: Rules::Bytes(rules.collect()),
+        }
+    }
+
+    pub(super) fn of_http(name: &ObjectName, route: &HttpRoute) -> Self {
+        Self {
+            precedence: precedence(&route.metadata, name),
+            generation: generation(&route.metadata),
+            parents: super::same(route.spec.parent_refs.as_ref()).unwrap_or_default(),
+            rules: Rules::Http {
+                hostnames: route.spec.hostnames.clone().unwrap_or_default(),
+                rules: route.spec.rules.clone().unwrap_or_default(),
+            },
         }
     }
 
@@ -91,8 +123,10 @@ impl Route {
 
     /// What its backendRefs refer to.
     pub(super) fn services(&self, key: &Key) -> impl Iterator<Item = ObjectName> {
-        let references = self.rules.iter().flatten();
-        references.map(|reference| reference.target(key))
+        let references = self.rules.references();
+        references
+            .into_iter()
+            .map(|reference| reference.target(key))
     }
 
     /// Its status; `None` when no Gateway of ours is its parent. `attachment` tells what became of
@@ -124,6 +158,7 @@ impl Route {
             Ok(conflict) => (None, conflict),
             Err(refused) => (Some(refused), None),
         };
+        let refused = refused.or_else(|| Finding::join(resolved.refused.clone()));
         let unresolved = Finding::join(resolved.findings.clone());
         let mut conditions = vec![
             Condition::of(c::ACCEPTED, refused, self.generation),
@@ -132,6 +167,11 @@ impl Route {
         let conflict = conflict
             .map(|finding| Condition::negative(c::ROUTE_CONFLICTED, finding, self.generation));
         conditions.extend(conflict);
+        let left_out = Finding::join(resolved.left_out.clone());
+        conditions
+            .extend(left_out.map(|finding| {
+                Condition::negative(c::PARTIALLY_INVALID, finding, self.generation)
+            }));
         ParentStatus {
             parent_ref: reference.clone(),
             controller_name: CONTROLLER,
@@ -162,6 +202,32 @@ impl Route {
         let mut missing: Vec<_> = missing.collect();
         missing.sort();
         missing
+    }
+}
+
+// === impl Rules ===
+
+impl Rules {
+    /// All that they refer to.
+    fn references(&self) -> Vec<BackendRef> {
+        match self {
+            Self::Bytes(rules) => rules.iter().flatten().cloned().collect(),
+            Self::Http { rules, .. } => {
+                let backends = rules
+                    .iter()
+                    .flat_map(|rule| rule.backend_refs.iter().flatten());
+                let own = backends
+                    .clone()
+                    .filter_map(|backend| super::same(Some(backend)));
+                let filters = rules.iter().flat_map(|rule| rule.filters.iter().flatten());
+                let mirrors = filters.filter_map(|filter| filter.request_mirror.as_ref());
+                let mirrors = mirrors.filter_map(|mirror| super::same(Some(&mirror.backend_ref)));
+                let nested = backends.flat_map(|backend| backend.filters.iter().flatten());
+                let nested = nested.filter_map(|filter| filter.request_mirror.as_ref());
+                let nested = nested.filter_map(|mirror| super::same(Some(&mirror.backend_ref)));
+                own.chain(mirrors).chain(nested).collect()
+            }
+        }
     }
 }
 
@@ -219,7 +285,11 @@ impl Attached {
 
     /// Whether a listener serves the route.
     pub(super) fn serves(&self, route: &Key) -> bool {
-        self.forwards.values().any(|served| served == route)
+        let http = self.http.values().flatten().map(|(served, _)| served);
+        self.forwards
+            .values()
+            .chain(http)
+            .any(|served| served == route)
     }
 
     /// Attaches a route to every listener that its parentRef means, or says why it cannot be.
@@ -233,14 +303,20 @@ impl Attached {
         route: &Route,
         parent: usize,
     ) -> Attachment {
-        if route.rules.len() > 1 {
-            return Err(Finding::new(
-                c::UNSUPPORTED_VALUE,
-                format!(
-                    "the route has {} rules, of which TCP can tell none apart: leave one",
-                    route.rules.len()
-                ),
-            ));
+        match &route.rules {
+            Rules::Bytes(rules) if rules.len() > 1 => {
+                return Err(Finding::new(
+                    c::UNSUPPORTED_VALUE,
+                    format!(
+                        "the route has {} rules, of which TCP can tell none apart: leave one",
+                        rules.len()
+                    ),
+                ));
+            }
+            Rules::Bytes(_) => {}
+            Rules::Http { hostnames, .. } => {
+                return self.attach_http(objects, gateway, key, route, parent, hostnames);
+            }
         }
         let mut taken = Vec::new();
         for listener in allowing_listeners(objects, key, &route.parents[parent], gateway)? {
@@ -266,6 +342,67 @@ impl Attached {
             Finding::new(c::OLDER_ROUTE, message)
         }))
     }
+}
+
+impl Attached {
+    /// Attaches a route of HTTP to the listeners with which it has a hostname in common.
+    fn attach_http(
+        &mut self,
+        objects: &Objects,
+        gateway: &Candidate,
+        key: &Key,
+        route: &Route,
+        parent: usize,
+        hostnames: &[String],
+    ) -> Attachment {
+        let allowing = allowing_listeners(objects, key, &route.parents[parent], gateway)?;
+        let mut found = false;
+        for listener in &allowing {
+            let Some(common) = common(listener.hostname(), hostnames) else {
+                continue;
+            };
+            found = true;
+            let routes = self.routes.entry(listener.name.clone()).or_default();
+            routes.insert(key.clone());
+            let attached = self.http.entry(listener.name.clone()).or_default();
+            if listener.is_accepted() && !attached.iter().any(|(known, _)| known == key) {
+                attached.push((key.clone(), common));
+            }
+        }
+        if found {
+            return Ok(None);
+        }
+        let names: Vec<_> = allowing
+            .iter()
+            .map(|listener| listener.name.as_str())
+            .collect();
+        Err(Finding::new(
+            c::NO_MATCHING_LISTENER_HOSTNAME,
+            format!(
+                "hostname {} is none of listener {}",
+                hostnames.join(", "),
+                names.join(", ")
+            ),
+        ))
+    }
+}
+
+/// The hostnames that a listener and a route both have; none of them stands for all of the
+/// listener's. `None`: there is no common one (Gateway API `HTTPRouteSpec.hostnames`).
+fn common(
+    listener: Option<&HostnamePattern>,
+    hostnames: &[String],
+) -> Option<Vec<HostnamePattern>> {
+    if hostnames.is_empty() {
+        return Some(listener.into_iter().cloned().collect());
+    }
+    let own = hostnames.iter();
+    let own = own.filter_map(|text| HostnamePattern::parse(text).ok());
+    let common: Vec<_> = match listener {
+        None => own.collect(),
+        Some(listener) => own.filter_map(|own| own.intersection(listener)).collect(),
+    };
+    (!common.is_empty()).then_some(common)
 }
 
 /// The listeners that a parentRef means and that let the route in, of which one is accepted.

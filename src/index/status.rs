@@ -5,7 +5,7 @@ use crate::{
     api::conditions as c,
     model::{ObjectName, Table},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The statuses of all objects. What did not change is shared with the ones before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub struct ParentStatus {
 }
 
 /// A parentRef as the route spells it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ParentRef {
     #[serde(skip_serializing_if = "Option::is_none")]

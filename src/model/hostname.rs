@@ -52,6 +52,20 @@ impl HostnamePattern {
         }
     }
 
+    /// The names that both mean: those of the one that means fewer, if the other means them too.
+    pub fn intersection(&self, other: &Self) -> Option<Self> {
+        let (fewer, more) = match self.specificity() >= other.specificity() {
+            true => (self, other),
+            false => (other, self),
+        };
+        let meant = match (fewer, more) {
+            (Self::Exact(name), more) => more.matches(name),
+            (Self::Wildcard(suffix), Self::Wildcard(of)) => suffix == of || more.matches(suffix),
+            (Self::Wildcard(_), Self::Exact(_)) => false,
+        };
+        meant.then(|| fewer.clone())
+    }
+
     /// Sort key of precedence: exact names first, then the longer suffix.
     pub fn specificity(&self) -> (bool, usize) {
         match self {

@@ -81,6 +81,12 @@ const KINDS: &[Watched] = &[
         &["v1", "v1beta1"],
     ),
     gateway_kind(Kind::Gateway, "Gateway", "gateways", &["v1", "v1beta1"]),
+    gateway_kind(
+        Kind::HttpRoute,
+        "HTTPRoute",
+        "httproutes",
+        &["v1", "v1beta1"],
+    ),
     gateway_kind(Kind::TcpRoute, "TCPRoute", "tcproutes", &["v1", "v1alpha2"]),
     gateway_kind(
         Kind::ReferenceGrant,
@@ -392,6 +398,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::GatewayClass => parse(value).map(Object::GatewayClass),
         Kind::Gateway => parse(value).map(Object::Gateway),
         Kind::TcpRoute => parse(value).map(Object::TcpRoute),
+        Kind::HttpRoute => parse(value).map(Object::HttpRoute),
         Kind::ReferenceGrant => parse(value).map(Object::ReferenceGrant),
         Kind::Service => parse(value).map(Object::Service),
         Kind::EndpointSlice => parse(value).map(Object::EndpointSlice),

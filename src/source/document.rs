@@ -177,6 +177,7 @@ impl Document<'_> {
             (GATEWAY_GROUP, "TCPRoute", "v1" | "v1alpha2" | "v1alpha3") => {
                 Object::TcpRoute(self.parse(value)?)
             }
+            (GATEWAY_GROUP, "HTTPRoute", "v1" | "v1beta1") => Object::HttpRoute(self.parse(value)?),
             (GATEWAY_GROUP, "ReferenceGrant", "v1" | "v1beta1" | "v1alpha2") => {
                 Object::ReferenceGrant(self.parse(value)?)
             }

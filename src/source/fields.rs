@@ -88,6 +88,7 @@ pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
     let known = match object {
         Object::GatewayClass(o) => serde_json::to_value(o),
         Object::Gateway(o) => serde_json::to_value(o),
+        Object::HttpRoute(o) => serde_json::to_value(o),
         Object::TcpRoute(o) => serde_json::to_value(o),
         Object::ReferenceGrant(o) => serde_json::to_value(o),
         Object::Service(o) => serde_json::to_value(o),

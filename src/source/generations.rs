@@ -35,6 +35,7 @@ fn spec_and_metadata(object: &mut Object) -> Option<(Value, &mut ObjectMeta)> {
     let (spec, metadata) = match object {
         Object::GatewayClass(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Gateway(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::HttpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::TcpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::ReferenceGrant(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Tailnet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),

@@ -41,6 +41,7 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             metadata(&mut found, &o.metadata);
             gateway(&mut found, o);
         }
+        Object::HttpRoute(o) => metadata(&mut found, &o.metadata),
         Object::TcpRoute(o) => {
             metadata(&mut found, &o.metadata);
             tcp_route(&mut found, o);
