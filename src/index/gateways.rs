@@ -313,6 +313,11 @@ impl Known<'_> {
     fn http_routes(&self, listener: &Listener) -> Vec<AttachedRoute> {
         let attached = self.attached.http.get(&listener.name);
         let attached = attached.into_iter().flatten();
+        // One that is not accepted is not served.
+        let attached = attached.filter(|(key, _)| {
+            let resolved = self.resolved.get(key);
+            resolved.is_some_and(|resolved| resolved.refused.is_empty())
+        });
         let route = |(key, hostnames): &(Key, Vec<HostnamePattern>)| AttachedRoute {
             route: route_id(key),
             hostnames: hostnames.clone(),
