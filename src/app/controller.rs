@@ -10,7 +10,7 @@ use crate::{
     check,
     controller::{
         AuthorityKeeper, Classes, Clients, Defaults, Engine, Events, Follower, Gateways,
-        GatewaysSettings, KeepError, Minter, Owned, Site, World, Writer,
+        GatewaysSettings, KeepError, Minter, Note, Owned, Site, World, Writer, unless_gone,
     },
     discovery::{self, Publisher, Server, ServerIdentity, ServerSettings, TokenReviewer},
     drain::Drain,
@@ -84,7 +84,7 @@ struct Parts {
     client: Client,
     worlds: watch::Receiver<Arc<World>>,
     owned: watch::Receiver<Arc<Owned>>,
-    notes: mpsc::Sender<crate::controller::Note>,
+    notes: mpsc::Sender<Note>,
     clients: Arc<Clients>,
     defaults: Defaults,
     events: Events,
@@ -203,14 +203,12 @@ async fn forget(arguments: &ControllerArguments, parts: &Parts) -> Result<(), Co
     keeper.remove().await?;
     let leases: Api<Lease> = Api::namespaced(parts.client.clone(), namespace);
     let name = &arguments.lease;
-    match leases.delete(name, &DeleteParams::default()).await {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(ControllerError::LeaseStays {
-            name: name.clone(),
-            error,
-        }),
-        Ok(_) => Ok(()),
-    }
+    let deleted = leases.delete(name, &DeleteParams::default()).await;
+    let stays = |error| ControllerError::LeaseStays {
+        name: name.clone(),
+        error,
+    };
+    unless_gone(deleted).map(drop).map_err(stays)
 }
 
 type LeaseTask = JoinHandle<Result<LeaseManager, LeaseManagerError>>;
@@ -357,17 +355,14 @@ async fn end_deployment(
     let deployments: Api<Deployment> = Api::namespaced(parts.client.clone(), &arguments.namespace);
     let patch = Patch::Merge(json!({ "spec": { "replicas": 0 } }));
     let name = &arguments.deployment;
-    match deployments
+    let scaled = deployments
         .patch_scale(name, &PatchParams::default(), &patch)
-        .await
-    {
-        Ok(_) => Ok(()),
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(ControllerError::Deployment {
-            name: name.clone(),
-            error,
-        }),
-    }
+        .await;
+    let failed = |error| ControllerError::Deployment {
+        name: name.clone(),
+        error,
+    };
+    unless_gone(scaled).map(drop).map_err(failed)
 }
 
 /// What only one replica may do. Ends only when it cleans up.

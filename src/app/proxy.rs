@@ -312,13 +312,11 @@ impl admin::View for View {
     fn ready(&self) -> Result<(), String> {
         let shown = self.shown();
         let problem = self.store.get().map(|problem| problem.borrow().clone());
-        match &shown.report.programmed {
-            _ if problem.as_ref().is_some_and(|problem| !problem.is_empty()) => {
-                Err(problem.unwrap_or_default())
-            }
+        match (problem.unwrap_or_default(), &shown.report.programmed) {
+            (problem, _) if !problem.is_empty() => Err(problem),
             _ if !shown.waiting.is_empty() => Err(shown.waiting.clone()),
-            Programmed::Generation(_) => Ok(()),
-            Programmed::No { message, .. } => Err(message.clone()),
+            (_, Programmed::Generation(_)) => Ok(()),
+            (_, Programmed::No { message, .. }) => Err(message.clone()),
         }
     }
 

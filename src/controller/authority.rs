@@ -1,6 +1,6 @@
 //! Keeps the certificate authority of the snapshot stream: in a Secret, and published to the pods.
 
-use super::{workload::AUTHORITY, writer::FIELD_MANAGER};
+use super::{requests::unless_gone, workload::AUTHORITY, writer::FIELD_MANAGER};
 use crate::discovery::{
     ServerIdentity,
     authority::{Authority, AuthorityError, SecretData, maintain},
@@ -165,11 +165,8 @@ impl AuthorityKeeper {
 }
 
 fn gone<T>(kind: &'static str, deleted: kube::Result<T>) -> Result<(), KeepError> {
-    match deleted {
-        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
-        Err(error) => Err(KeepError::Write { kind, error }),
-        Ok(_) => Ok(()),
-    }
+    let deleted = unless_gone(deleted).map(drop);
+    deleted.map_err(|error| KeepError::Write { kind, error })
 }
 
 fn held(secret: Option<&Secret>) -> SecretData {

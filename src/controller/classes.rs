@@ -3,6 +3,7 @@
 use super::{
     owned::{Owned, Workload},
     parameters::{Defaults, Parameters, parameters},
+    requests::set_finalizer,
     world::{Note, World},
 };
 use crate::{
@@ -15,11 +16,7 @@ use crate::{
     model::Table,
     tailnet::api::{ApiClient, ApiError, ApiSettings},
 };
-use kube::{
-    Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
+use kube::{Api, Client, ResourceExt};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     convert::Infallible,
@@ -243,27 +240,14 @@ impl Classes {
     /// A class that Gateways use is not to go before them (Gateway API,
     /// `GatewayClassFinalizerGatewaysExist`): its credentials are needed to remove their nodes.
     async fn keep(&self, class: &GatewayClass, in_use: bool) -> kube::Result<()> {
-        let mut finalizers = class.finalizers().to_vec();
-        let before = finalizers.len();
-        finalizers.retain(|finalizer| finalizer != IN_USE);
-        let is_there = finalizers.len() < before;
-        if is_there == in_use || in_use && class.metadata.deletion_timestamp.is_some() {
+        if in_use && class.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        finalizers.extend(in_use.then(|| IN_USE.to_owned()));
-        let api: Api<GatewayClass> = Api::all(self.client.clone());
-        let patch = json!({ "metadata": {
-            "finalizers": finalizers,
-            "resourceVersion": class.metadata.resource_version,
-        }});
-        let parameters = PatchParams::default();
-        let patched = api
-            .patch_metadata(&class.name_any(), &parameters, &Patch::Merge(patch))
-            .await;
-        match patched {
-            // Its new version is on the way, or it is gone.
-            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
-            other => other.map(drop),
+        let api = Api::all(self.client.clone());
+        match set_finalizer(&api, class, IN_USE, in_use).await {
+            // Its new version is on the way.
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+            result => result,
         }
     }
 

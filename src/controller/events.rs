@@ -96,8 +96,7 @@ impl Events {
 fn cut(mut note: String) -> String {
     const LONGEST: usize = 1000;
     if note.len() > LONGEST {
-        let end = (0..=LONGEST).rev().find(|at| note.is_char_boundary(*at));
-        note.truncate(end.unwrap_or(0));
+        note.truncate(note.floor_char_boundary(LONGEST));
         note.push('…');
     }
     note

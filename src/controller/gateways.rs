@@ -7,7 +7,8 @@ use super::{
     owned::Owned,
     parameters::Defaults,
     removal::Removed,
-    schedule::Schedule,
+    requests::{set_finalizer, unless_gone},
+    schedule::{Schedule, until},
     steps::{Applied, Case, Known, Step, has_finalizer},
     workload::{Site, WorkloadInput, kinds},
     world::World,
@@ -18,7 +19,7 @@ use crate::{
     tailnet::api::ApiError,
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy},
 };
 use serde_json::json;
@@ -166,7 +167,7 @@ impl Gateways {
                 }
                 false
             }
-            () = sleep_until(retry) => false,
+            () = until(retry) => false,
         };
         if gone {
             std::future::pending::<()>().await;
@@ -324,7 +325,7 @@ impl Shared {
         match step {
             Step::Apply(input) => {
                 if let Some(gateway) = gateway {
-                    self.add_finalizer(name, gateway).await?;
+                    self.keep_finalizer(name, gateway, true).await?;
                 }
                 let generation = self.apply(&input).await?;
                 Ok(Done::Applied(Box::new(Applied {
@@ -343,7 +344,7 @@ impl Shared {
                 if removed == Removed::All
                     && let Some(gateway) = gateway
                 {
-                    self.remove_finalizer(name, gateway).await?;
+                    self.keep_finalizer(name, gateway, false).await?;
                 }
                 Ok(Done::Removed(removed))
             }
@@ -406,11 +407,9 @@ impl Shared {
         let [sets, ..] = kinds();
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &self.settings.site.namespace, &sets);
-        match api.delete(name, &DeleteParams::background()).await {
-            Ok(_) => Ok(true),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            Err(error) => Err(failed("StatefulSet", name, error)),
-        }
+        let deleted = api.delete(name, &DeleteParams::background()).await;
+        let deleted = unless_gone(deleted).map_err(|error| failed("StatefulSet", name, error))?;
+        Ok(deleted.is_some())
     }
 
     /// Under a manager of its own, so that applying the StatefulSet leaves it alone.
@@ -428,43 +427,15 @@ impl Shared {
             .map_err(|error| failed(&resource.kind, name, error))
     }
 
-    async fn add_finalizer(&self, name: &ObjectName, gateway: &Gateway) -> Result<(), Failure> {
-        if has_finalizer(gateway) {
-            return Ok(());
-        }
-        let mut finalizers = gateway.finalizers().to_vec();
-        finalizers.push(FINALIZER.into());
-        self.set_finalizers(name, gateway, finalizers).await
-    }
-
-    async fn remove_finalizer(&self, name: &ObjectName, gateway: &Gateway) -> Result<(), Failure> {
-        let mut finalizers = gateway.finalizers().to_vec();
-        let before = finalizers.len();
-        finalizers.retain(|finalizer| finalizer != FINALIZER);
-        if finalizers.len() == before {
-            return Ok(());
-        }
-        self.set_finalizers(name, gateway, finalizers).await
-    }
-
-    async fn set_finalizers(
+    async fn keep_finalizer(
         &self,
         name: &ObjectName,
         gateway: &Gateway,
-        finalizers: Vec<String>,
+        wanted: bool,
     ) -> Result<(), Failure> {
-        let api: Api<Gateway> = Api::namespaced(self.client.clone(), &name.namespace);
-        // With the version: another controller's finalizer must not get lost.
-        let patch = json!({ "metadata": {
-            "finalizers": finalizers,
-            "resourceVersion": gateway.metadata.resource_version,
-        }});
-        match api
-            .patch_metadata(&name.name, &PatchParams::default(), &Patch::Merge(patch))
-            .await
-        {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        let api = Api::namespaced(self.client.clone(), &name.namespace);
+        match set_finalizer(&api, gateway, FINALIZER, wanted).await {
+            Ok(()) => Ok(()),
             // Its new version is on the way.
             Err(kube::Error::Api(status)) if status.code == 409 => Err(Failure::Outdated),
             Err(error) => Err(failed("Gateway", &name.to_string(), error)),
@@ -490,12 +461,5 @@ pub(super) fn failed(kind: &str, name: &str, error: kube::Error) -> Failure {
         kind: kind.into(),
         name: name.into(),
         error,
-    }
-}
-
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }

@@ -7,6 +7,7 @@ use super::{
     names::{key_description, workload_name},
     owned::{StateSecret, Workload},
     parameters::Parameters,
+    requests::unless_gone,
     workload::{kinds, object_name, state_secret},
 };
 use crate::{
@@ -82,11 +83,8 @@ impl Shared {
                 continue;
             }
             let name = pod.name_any();
-            match api.delete(&name, &DeleteParams::default()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(failed("Pod", &name, error)),
-            }
+            let deleted = api.delete(&name, &DeleteParams::default()).await;
+            unless_gone(deleted).map_err(|error| failed("Pod", &name, error))?;
         }
         Ok(!pods.items.is_empty())
     }
@@ -116,12 +114,7 @@ impl Shared {
     }
 
     fn client_for(&self, removal: &Removal) -> Result<ApiClient, ApiError> {
-        let class = removal
-            .class
-            .as_ref()
-            .or(removal.workload.class())
-            .map(String::as_str)
-            .unwrap_or_default();
+        let class = removal.class.as_deref().unwrap_or_default();
         if let Some(parameters) = &removal.parameters {
             return self.clients.client(class, parameters);
         }
@@ -211,11 +204,8 @@ impl Shared {
                 &self.settings.site.namespace,
                 &resource,
             );
-            match api.delete(&name, &DeleteParams::background()).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => return Err(failed(&resource.kind, &name, error)),
-            }
+            let deleted = api.delete(&name, &DeleteParams::background()).await;
+            unless_gone(deleted).map_err(|error| failed(&resource.kind, &name, error))?;
         }
         Ok(())
     }

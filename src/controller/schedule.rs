@@ -48,6 +48,14 @@ impl Schedule {
     }
 }
 
+/// Waits until then; for ever, when there is no time.
+pub(super) async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

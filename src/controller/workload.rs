@@ -4,7 +4,7 @@ use super::{
     labels,
     names::{label_value, workload_name},
 };
-use crate::{api::tailnets::ProxySettings, model::ObjectName};
+use crate::{api::tailnets::ProxySettings, discovery::AUDIENCE, model::ObjectName};
 use k8s_openapi::{
     api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity,
 };
@@ -50,9 +50,6 @@ pub struct Made {
     pub name: String,
     pub object: Value,
 }
-
-/// Audience of the token that a pod shows to the controller.
-pub const AUDIENCE: &str = "tailway-discovery";
 
 /// ConfigMap with the certificate authority of the controller.
 pub const AUTHORITY: &str = "tailway-discovery-ca";

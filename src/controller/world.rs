@@ -1,6 +1,6 @@
 //! What the controller knows, and what follows from it.
 
-use super::names::workload_name;
+use super::{names::workload_name, schedule::until};
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::{Index, Key, Kind, Outcome, Subjects, Verdict, status::GatewayStatus},
@@ -55,8 +55,7 @@ pub struct Engine {
     index: Index,
     system_namespace: String,
     metrics: Metrics,
-    credentials: BTreeMap<ObjectName, Arc<Values>>,
-    credentials_shared: Arc<BTreeMap<ObjectName, Arc<Values>>>,
+    credentials: Arc<BTreeMap<ObjectName, Arc<Values>>>,
     workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Classes whose parameters this replica has tried.
     judged: BTreeMap<String, Verdict>,
@@ -91,8 +90,7 @@ impl Engine {
             index: Index::with_verdicts(),
             system_namespace,
             metrics,
-            credentials: BTreeMap::new(),
-            credentials_shared: Arc::default(),
+            credentials: Arc::default(),
             workloads: Arc::default(),
             judged: BTreeMap::new(),
             programmed: ProgrammedCount::default(),
@@ -151,7 +149,7 @@ impl Engine {
         World {
             outcome,
             subjects: self.index.subjects(),
-            credentials: Arc::clone(&self.credentials_shared),
+            credentials: Arc::clone(&self.credentials),
             workloads: Arc::clone(&self.workloads),
             listed: self.is_listed(),
             since,
@@ -162,7 +160,9 @@ impl Engine {
         match change {
             Change::Apply(object) => {
                 match &object {
-                    Object::Secret(secret) => self.keep_credentials(secret),
+                    Object::Secret(secret) => {
+                        self.keep_credentials(Key::of(&object).name, secret);
+                    }
                     Object::GatewayClass(class) => self.recall(class),
                     Object::Gateway(_) => {
                         let Key { name, .. } = Key::of(&object);
@@ -235,11 +235,7 @@ impl Engine {
         }
     }
 
-    fn keep_credentials(&mut self, secret: &core::Secret) {
-        let Key { name, .. } = Key::of(&Object::Secret(Box::new(core::Secret {
-            metadata: secret.metadata.clone(),
-            ..core::Secret::default()
-        })));
+    fn keep_credentials(&mut self, name: ObjectName, secret: &core::Secret) {
         if name.namespace != self.system_namespace {
             return;
         }
@@ -248,14 +244,13 @@ impl Engine {
             let text = std::str::from_utf8(&value.0).ok()?;
             Some((key.clone(), Secret::new(text.trim())))
         });
-        self.credentials.insert(name, Arc::new(values.collect()));
-        self.credentials_shared = Arc::new(self.credentials.clone());
+        Arc::make_mut(&mut self.credentials).insert(name, Arc::new(values.collect()));
     }
 
     fn forget(&mut self, key: &Key) {
         match key.kind {
-            Kind::Secret if self.credentials.remove(&key.name).is_some() => {
-                self.credentials_shared = Arc::new(self.credentials.clone());
+            Kind::Secret if self.credentials.contains_key(&key.name) => {
+                Arc::make_mut(&mut self.credentials).remove(&key.name);
             }
             Kind::Gateway => {
                 Arc::make_mut(&mut self.workloads).remove(&workload_name(&key.name));
@@ -279,13 +274,6 @@ impl ProgrammedCount {
             self.count -= is_programmed(&self.gateways, name);
         }
         self.gateways = gateways.clone();
-    }
-}
-
-async fn until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -540,6 +540,7 @@ mod tests {
             assert!(message.contains(text), "{message}");
         }
     }
+
     #[test]
     fn a_node_that_has_a_key_needs_no_login_before_the_server_says_so() {
         let needs_login = Status {
