@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use tailway::{
     api::{CONTROLLER, Object},
     index::{Index, Outcome, status::ListenerStatus},
-    model::{BackendId, Forward, Port, Snapshot, TlsRoutes},
+    model::{BackendId, Forward, Port, Snapshot, TlsMode, TlsRoutes},
 };
 
 fn outcome(objects: impl IntoIterator<Item = Object>) -> Outcome {
@@ -143,14 +143,16 @@ fn forwards(snapshot: &Snapshot) -> Vec<&Forward> {
             Port::Tcp(listener) => forwards.extend(&listener.route),
             Port::Http(_) => {}
             Port::Tls(listeners) => {
-                forwards.extend(
-                    listeners
-                        .iter()
-                        .filter_map(|listener| match &listener.routes {
-                            TlsRoutes::Route(route) => route.as_ref(),
-                            TlsRoutes::HttpRoutes(_) => None,
-                        }),
-                );
+                for listener in listeners {
+                    let named = match &listener.mode {
+                        TlsMode::Passthrough(named) => named.as_slice(),
+                        TlsMode::Terminate(termination) => match &termination.routes {
+                            TlsRoutes::Forwards(named) => named,
+                            TlsRoutes::HttpRoutes(_) => [].as_slice(),
+                        },
+                    };
+                    forwards.extend(named.iter().map(|named| &named.forward));
+                }
             }
         }
     }

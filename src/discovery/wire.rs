@@ -1,17 +1,18 @@
 //! Snapshots as resources that are sent apart from each other, and back.
 
+mod backends;
 mod http;
+mod streams;
 
-use super::proto::{self, endpoint::Host, port::Protocol, resource::Content};
+use super::proto::{self, port::Protocol, resource::Content};
 use crate::model::{
-    Backend, BackendId, BackendProtocol, Certificate, CertificateError, Certificates, Endpoint,
-    Forward, HostnameError, HostnamePattern, NodeName, NodeNameError, NodeSpec, ObjectName, Port,
-    Snapshot, TcpListener, TlsListener, TlsRoutes, WeightedBackend,
+    AuthoritiesError, Certificate, CertificateError, HostnameError, HttpOptions, NodeName,
+    NodeNameError, NodeSpec, ObjectName, Port, Snapshot, TlsListener,
 };
 use aws_lc_rs::digest;
 use prost::Message;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 /// The resources of one Snapshot, by id.
 pub(super) type Resources = BTreeMap<String, Arc<proto::Resource>>;
@@ -48,6 +49,8 @@ pub enum Malformed {
     PrivateKey,
     #[error(transparent)]
     Certificate(#[from] CertificateError),
+    #[error("the certificates of authorities: {0}")]
+    Authorities(#[from] AuthoritiesError),
     #[error(transparent)]
     Hostname(#[from] HostnameError),
     #[error(transparent)]
@@ -74,22 +77,23 @@ pub(super) fn encode(snapshot: &Snapshot) -> Resources {
         node: Some(proto::Node {
             name: snapshot.node.name.to_string(),
         }),
+        http_options: Some(http::options_out(&snapshot.http_options)),
     };
     add(GATEWAY.into(), Content::Gateway(gateway));
     for (&number, port) in &snapshot.ports {
         let protocol = match port {
-            Port::Tcp(listener) => Protocol::Tcp(tcp_out(listener)),
+            Port::Tcp(listener) => Protocol::Tcp(streams::tcp_out(listener)),
             Port::Http(listeners) => Protocol::Http(http::listeners_out(listeners)),
             Port::Tls(listeners) => {
-                let certificates = listeners.iter().flat_map(|l| &l.certificates.secrets);
-                for certificate in certificates {
+                let terminated = listeners.iter().filter_map(TlsListener::termination);
+                for certificate in terminated.flat_map(|one| &one.certificates.secrets) {
                     add(
                         certificate_id(certificate),
                         Content::Certificate(certificate_out(certificate)),
                     );
                 }
                 Protocol::Tls(proto::TlsListeners {
-                    listeners: listeners.iter().map(tls_out).collect(),
+                    listeners: listeners.iter().map(streams::tls_out).collect(),
                 })
             }
         };
@@ -103,16 +107,22 @@ pub(super) fn encode(snapshot: &Snapshot) -> Resources {
         let content = Content::HttpRoute(http::route_out(id, route));
         add(format!("route/{id}"), content);
     }
+    for (&number, listener) in &snapshot.udp_ports {
+        let port = proto::UdpPort {
+            number: number.into(),
+            listener: Some(streams::udp_out(listener)),
+        };
+        add(format!("udp/{number}"), Content::UdpPort(port));
+    }
     for (id, backend) in &snapshot.backends {
-        let protocol = match backend.protocol {
-            BackendProtocol::Http1 => proto::BackendProtocol::Http1,
-            BackendProtocol::H2c => proto::BackendProtocol::H2c,
-        };
-        let message = proto::Backend {
-            protocol: protocol.into(),
-            id: Some(backend_id_out(id)),
-            endpoints: backend.endpoints.iter().map(endpoint_out).collect(),
-        };
+        let tls = backend.tls.as_ref();
+        if let Some(certificate) = tls.and_then(|tls| tls.certificate.as_ref()) {
+            add(
+                certificate_id(certificate),
+                Content::Certificate(certificate_out(certificate)),
+            );
+        }
+        let message = backends::backend_out(id, backend);
         add(format!("backend/{id}"), Content::Backend(message));
     }
     resources
@@ -165,60 +175,6 @@ pub(super) fn name_out(name: &ObjectName) -> proto::ObjectName {
     }
 }
 
-fn tcp_out(listener: &TcpListener) -> proto::TcpListener {
-    proto::TcpListener {
-        name: listener.name.clone(),
-        route: listener.route.as_ref().map(forward_out),
-    }
-}
-
-fn tls_out(listener: &TlsListener) -> proto::TlsListener {
-    let Certificates { tailnet, secrets } = &listener.certificates;
-    let (route, http) = match &listener.routes {
-        TlsRoutes::Route(route) => (route.as_ref().map(forward_out), None),
-        TlsRoutes::HttpRoutes(routes) => (None, Some(http::attached_out(routes))),
-    };
-    proto::TlsListener {
-        name: listener.name.clone(),
-        hostname: listener.hostname.as_ref().map(ToString::to_string),
-        tailnet_certificate: *tailnet,
-        certificates: secrets.iter().map(certificate_id).collect(),
-        alpn: listener.alpn.clone(),
-        route,
-        http,
-    }
-}
-
-fn forward_out(forward: &Forward) -> proto::Forward {
-    let backends = forward.backends.iter().map(|one| proto::WeightedBackend {
-        weight: one.weight,
-        backend: one.backend.as_ref().map(backend_id_out),
-    });
-    proto::Forward {
-        route: Some(name_out(&forward.route)),
-        backends: backends.collect(),
-    }
-}
-
-fn backend_id_out(id: &BackendId) -> proto::BackendId {
-    proto::BackendId {
-        service: Some(name_out(&id.service)),
-        port: id.port.into(),
-    }
-}
-
-fn endpoint_out(endpoint: &Endpoint) -> proto::Endpoint {
-    let (host, port) = match endpoint {
-        Endpoint::Address(IpAddr::V4(ip), port) => (Host::Address(ip.octets().into()), *port),
-        Endpoint::Address(IpAddr::V6(ip), port) => (Host::Address(ip.octets().into()), *port),
-        Endpoint::Name(name, port) => (Host::Name(name.clone()), *port),
-    };
-    proto::Endpoint {
-        host: Some(host),
-        port: port.into(),
-    }
-}
-
 fn certificate_out(certificate: &Certificate) -> proto::Certificate {
     proto::Certificate {
         chain: certificate.chain().iter().map(|der| der.to_vec()).collect(),
@@ -239,7 +195,7 @@ pub(super) fn decode(
     let certificates = certificates_in(resources, read)?;
     let mut gateway = None;
     let (mut ports, mut backends) = (BTreeMap::new(), BTreeMap::new());
-    let mut routes = BTreeMap::new();
+    let (mut udp_ports, mut routes) = (BTreeMap::new(), BTreeMap::new());
     for (id, resource) in resources {
         let wrong = |cause| WireError::Resource {
             id: id.clone(),
@@ -255,9 +211,15 @@ pub(super) fn decode(
                 }
             }
             Some(Content::Port(message)) => {
-                let (number, port) = port_in(message, &certificates).map_err(wrong)?;
+                let (number, port) = streams::port_in(message, &certificates).map_err(wrong)?;
                 if let Some((first, _)) = ports.insert(number, (id, port)) {
                     return Err(twice(first, id, &format!("port {number}")));
+                }
+            }
+            Some(Content::UdpPort(message)) => {
+                let (number, listener) = streams::udp_in(message).map_err(wrong)?;
+                if let Some((first, _)) = udp_ports.insert(number, (id, listener)) {
+                    return Err(twice(first, id, &format!("UDP port {number}")));
                 }
             }
             Some(Content::HttpRoute(message)) => {
@@ -268,7 +230,7 @@ pub(super) fn decode(
                 }
             }
             Some(Content::Backend(message)) => {
-                let (key, backend) = backend_in(message).map_err(wrong)?;
+                let (key, backend) = backends::backend_in(message, &certificates).map_err(wrong)?;
                 let what = format!("backend {key}");
                 if let Some((first, _)) = backends.insert(key, (id, backend)) {
                     return Err(twice(first, id, &what));
@@ -277,12 +239,14 @@ pub(super) fn decode(
         }
     }
     *read = certificates;
-    let (_, (gateway, generation, node)) = gateway.ok_or(WireError::NoGateway)?;
+    let (_, gateway) = gateway.ok_or(WireError::NoGateway)?;
     Ok(Snapshot {
-        gateway,
-        generation,
-        node,
+        gateway: gateway.name,
+        generation: gateway.generation,
+        node: gateway.node,
+        http_options: gateway.http_options,
         ports: without_ids(ports),
+        udp_ports: without_ids(udp_ports),
         http_routes: without_ids(routes),
         backends: without_ids(backends),
     })
@@ -323,6 +287,11 @@ fn certificates_in(
     Ok(certificates)
 }
 
+fn certificate_of(id: &str, certificates: &ReadCertificates) -> Result<Certificate, Malformed> {
+    let certificate = certificates.get(id).cloned();
+    certificate.ok_or_else(|| Malformed::NoCertificate(id.into()))
+}
+
 fn certificate_in(message: &proto::Certificate) -> Result<Certificate, Malformed> {
     let chain = message.chain.iter().cloned().map(CertificateDer::from);
     let key =
@@ -330,15 +299,28 @@ fn certificate_in(message: &proto::Certificate) -> Result<Certificate, Malformed
     Ok(Certificate::from_der(chain.collect(), key)?)
 }
 
-fn gateway_in(message: &proto::Gateway) -> Result<(ObjectName, i64, NodeSpec), Malformed> {
+/// What the resource of a Gateway says.
+struct OfGateway {
+    name: ObjectName,
+    generation: i64,
+    node: NodeSpec,
+    http_options: HttpOptions,
+}
+
+fn gateway_in(message: &proto::Gateway) -> Result<OfGateway, Malformed> {
     let node = message
         .node
         .as_ref()
         .ok_or(Malformed::Missing("the node"))?;
-    let node = NodeSpec {
-        name: NodeName::parse(&node.name)?,
-    };
-    Ok((name_in(message.name.as_ref())?, message.generation, node))
+    let options = message.http_options.as_ref().map(http::options_in);
+    Ok(OfGateway {
+        name: name_in(message.name.as_ref())?,
+        generation: message.generation,
+        node: NodeSpec {
+            name: NodeName::parse(&node.name)?,
+        },
+        http_options: options.unwrap_or_default(),
+    })
 }
 
 pub(super) fn name_in(message: Option<&proto::ObjectName>) -> Result<ObjectName, Malformed> {
@@ -348,106 +330,6 @@ pub(super) fn name_in(message: Option<&proto::ObjectName>) -> Result<ObjectName,
 
 fn number_in(number: u32) -> Result<u16, Malformed> {
     u16::try_from(number).map_err(|_| Malformed::PortNumber(number))
-}
-
-fn port_in(
-    message: &proto::Port,
-    certificates: &ReadCertificates,
-) -> Result<(u16, Port), Malformed> {
-    let port = match &message.protocol {
-        None => return Err(Malformed::Missing("the protocol")),
-        Some(Protocol::Tcp(listener)) => Port::Tcp(TcpListener {
-            name: listener.name.clone(),
-            route: listener.route.as_ref().map(forward_in).transpose()?,
-        }),
-        Some(Protocol::Http(listeners)) => Port::Http(http::listeners_in(listeners)?),
-        Some(Protocol::Tls(listeners)) => Port::Tls(
-            listeners
-                .listeners
-                .iter()
-                .map(|listener| tls_in(listener, certificates))
-                .collect::<Result<_, _>>()?,
-        ),
-    };
-    Ok((number_in(message.number)?, port))
-}
-
-fn tls_in(
-    message: &proto::TlsListener,
-    certificates: &ReadCertificates,
-) -> Result<TlsListener, Malformed> {
-    let hostname = message.hostname.as_deref().map(HostnamePattern::parse);
-    let routes = match &message.http {
-        Some(routes) => TlsRoutes::HttpRoutes(http::attached_in(Some(routes))?),
-        None => TlsRoutes::Route(message.route.as_ref().map(forward_in).transpose()?),
-    };
-    let secrets = message.certificates.iter().map(|id| {
-        let certificate = certificates.get(id).cloned();
-        certificate.ok_or_else(|| Malformed::NoCertificate(id.clone()))
-    });
-    Ok(TlsListener {
-        name: message.name.clone(),
-        hostname: hostname.transpose()?,
-        certificates: Certificates {
-            tailnet: message.tailnet_certificate,
-            secrets: secrets.collect::<Result<_, _>>()?,
-        },
-        alpn: message.alpn.clone(),
-        routes,
-    })
-}
-
-fn forward_in(message: &proto::Forward) -> Result<Forward, Malformed> {
-    let backends = message.backends.iter().map(|one| {
-        let backend = one.backend.as_ref().map(backend_id_in).transpose()?;
-        Ok(WeightedBackend {
-            weight: one.weight,
-            backend,
-        })
-    });
-    Ok(Forward {
-        route: name_in(message.route.as_ref())?,
-        backends: backends.collect::<Result<_, Malformed>>()?,
-    })
-}
-
-fn backend_id_in(message: &proto::BackendId) -> Result<BackendId, Malformed> {
-    Ok(BackendId {
-        service: name_in(message.service.as_ref())?,
-        port: number_in(message.port)?,
-    })
-}
-
-fn backend_in(message: &proto::Backend) -> Result<(BackendId, Backend), Malformed> {
-    let id = message.id.as_ref().ok_or(Malformed::Missing("the id"))?;
-    let endpoints = message.endpoints.iter().map(endpoint_in);
-    let protocol = match proto::BackendProtocol::try_from(message.protocol) {
-        Ok(proto::BackendProtocol::Http1) => BackendProtocol::Http1,
-        Ok(proto::BackendProtocol::H2c) => BackendProtocol::H2c,
-        Err(_) => return Err(Malformed::Missing("the protocol")),
-    };
-    let backend = Backend {
-        protocol,
-        endpoints: endpoints.collect::<Result<_, _>>()?,
-    };
-    Ok((backend_id_in(id)?, backend))
-}
-
-fn endpoint_in(message: &proto::Endpoint) -> Result<Endpoint, Malformed> {
-    let port = number_in(message.port)?;
-    match &message.host {
-        None => Err(Malformed::Missing("the host")),
-        Some(Host::Name(name)) => Ok(Endpoint::Name(name.clone(), port)),
-        Some(Host::Address(bytes)) => {
-            let wrong = |_| Malformed::Address(bytes.len());
-            let ip = if bytes.len() == 4 {
-                <[u8; 4]>::try_from(bytes.as_slice()).map(IpAddr::from)
-            } else {
-                <[u8; 16]>::try_from(bytes.as_slice()).map(IpAddr::from)
-            };
-            Ok(Endpoint::Address(ip.map_err(wrong)?, port))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -12,9 +12,10 @@ use super::{
 use crate::{
     api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
-        AttachedRoute, CertificateReport, Forward, HostnamePattern, HttpListener, HttpRouteKind,
-        Issuance, NodeName, NodeReport, NodeSpec, ObjectName, Port, Programmed, RouteId, Snapshot,
-        TailnetState, TcpListener, TlsListener, TlsRoutes, Unready,
+        AttachedRoute, CertificateReport, Forward, HostnamePattern, HttpListener, HttpOptions,
+        HttpRouteKind, Issuance, NodeName, NodeReport, NodeSpec, ObjectName, Port, Programmed,
+        RouteId, Snapshot, TailnetState, TcpListener, Termination, TlsListener, TlsMode, TlsRoutes,
+        Unready,
     },
 };
 use std::{
@@ -207,6 +208,8 @@ impl Known<'_> {
                 name: node.name.clone(),
             },
             ports: self.ports(),
+            udp_ports: BTreeMap::new(),
+            http_options: HttpOptions::default(),
             http_routes: http_routes.collect(),
             backends: backends.collect(),
         })
@@ -220,6 +223,7 @@ impl Known<'_> {
             let forward = Forward {
                 route: route.name.clone(),
                 backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
+                proxy_protocol: None,
             };
             (listener.as_str(), forward)
         });
@@ -258,9 +262,12 @@ impl Known<'_> {
                     let tls = TlsListener {
                         name,
                         hostname: hostname.clone(),
-                        certificates: certificates.clone(),
-                        alpn: vec!["h2".into(), "http/1.1".into()],
-                        routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
+                        mode: TlsMode::Terminate(Termination {
+                            certificates: certificates.clone(),
+                            alpn: vec!["h2".into(), "http/1.1".into()],
+                            clients: None,
+                            routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
+                        }),
                     };
                     let port = ports.entry(listener.port);
                     if let Port::Tls(listeners) = port.or_insert_with(|| Port::Tls(Vec::new())) {
@@ -275,9 +282,12 @@ impl Known<'_> {
                     let tls = TlsListener {
                         name,
                         hostname: hostname.clone(),
-                        certificates: certificates.clone(),
-                        alpn: alpn.clone(),
-                        routes: TlsRoutes::Route(route),
+                        mode: TlsMode::Terminate(Termination {
+                            certificates: certificates.clone(),
+                            alpn: alpn.clone(),
+                            clients: None,
+                            routes: TlsRoutes::all(route),
+                        }),
                     };
                     match ports
                         .entry(listener.port)

@@ -1,13 +1,26 @@
-use super::ObjectName;
+use super::{BackendTls, ObjectName};
 use serde::Serialize;
 use std::{fmt, net::IpAddr};
 
 /// Where connections of a route go: one of `backends`, drawn by weight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Forward {
     /// The route this comes from.
     pub route: ObjectName,
     pub backends: Vec<WeightedBackend>,
+    /// `None`: backends are told nothing of the client.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// How a backend of bytes is told who the client is (HAProxy's PROXY protocol).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ProxyProtocol {
+    V1,
+    /// Also with the user and the node of the tailnet.
+    V2,
 }
 
 /// One `backendRef` of a rule.
@@ -32,6 +45,9 @@ pub struct BackendId {
 pub struct Backend {
     #[serde(skip_serializing_if = "BackendProtocol::is_default")]
     pub protocol: BackendProtocol,
+    /// `None`: in plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTls>,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -41,7 +57,7 @@ pub struct Backend {
 pub enum BackendProtocol {
     #[default]
     Http1,
-    /// HTTP/2 over plain TCP, known beforehand (`kubernetes.io/h2c`, and what gRPC needs).
+    /// HTTP/2, known beforehand (`kubernetes.io/h2c`); gRPC is always spoken so.
     H2c,
 }
 
@@ -69,6 +85,7 @@ impl Backend {
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
         Self {
             protocol: BackendProtocol::default(),
+            tls: None,
             endpoints,
         }
     }

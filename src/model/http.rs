@@ -2,7 +2,7 @@
 
 use super::{BackendId, HostnamePattern, ObjectName};
 use serde::Serialize;
-use std::{fmt, time::Duration};
+use std::{fmt, num::NonZeroU32, time::Duration};
 
 /// Requests of one hostname of a port.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -200,6 +200,33 @@ pub struct Retry {
     pub attempts: u32,
     /// How long to wait before.
     pub backoff: Duration,
+}
+
+/// What backends and the log are told of requests beyond what they always are, by choice of a
+/// Gateway.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpOptions {
+    /// Header `Forwarded` (RFC 7239).
+    pub forwarded: bool,
+    /// Header `Tailscale-Node`: the name of the peer's node.
+    pub node: bool,
+    /// Header `Tailscale-Tags`: the tags of a tagged peer.
+    pub tags: bool,
+    /// Header `Tailscale-App-Capabilities`: those of these that the peer was granted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub capabilities: Vec<String>,
+    /// One in how many requests is logged; `None`: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<NonZeroU32>,
+}
+
+// === impl HttpOptions ===
+
+impl HttpOptions {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 // === impl RouteId ===

@@ -5,6 +5,7 @@
 //!   ├── node: NodeSpec                     the tailnet node to be
 //!   ├── ports: port → Port                 Tcp(TcpListener) | Http([HttpListener]) | Tls([TlsListener])
 //!   │                └── route: Forward    weighted BackendIds, or routes: RouteIds
+//!   ├── udp_ports: port → UdpListener
 //!   ├── http_routes: RouteId → HttpRoute   rules, filters, weighted BackendIds
 //!   └── backends: BackendId → Backend      endpoints
 //! ```
@@ -21,22 +22,29 @@ mod listener;
 mod name;
 mod report;
 mod table;
+mod trust;
 
-pub use backend::{Backend, BackendId, BackendProtocol, Endpoint, Forward, WeightedBackend};
+pub use backend::{
+    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, WeightedBackend,
+};
 pub use certificate::{Certificate, CertificateError};
 pub use hostname::{HostnameError, HostnamePattern};
 pub use http::{
-    AttachedRoute, Cors, HeaderChange, HttpBackend, HttpFilter, HttpListener, HttpMatch, HttpRoute,
-    HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch, Redirect, Retry, Rewrite, RouteId,
-    Timeouts, Value, ValueMatch,
+    AttachedRoute, Cors, HeaderChange, HttpBackend, HttpFilter, HttpListener, HttpMatch,
+    HttpOptions, HttpRoute, HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch, Redirect,
+    Retry, Rewrite, RouteId, Timeouts, Value, ValueMatch,
 };
 pub use identity::Identity;
-pub use listener::{Certificates, Port, TcpListener, TlsListener, TlsRoutes};
+pub use listener::{
+    Certificates, NamedForward, Port, TcpListener, Termination, TlsListener, TlsMode, TlsRoutes,
+    UdpListener,
+};
 pub use name::{NodeName, NodeNameError, ObjectName};
 pub use report::{
     CertificateReport, Issuance, NodeReport, Programmed, TailnetReport, TailnetState, Unready,
 };
 pub use table::{Table, differences};
+pub use trust::{Authorities, AuthoritiesError, BackendTls, ClientValidation, SubjectName, Trust};
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -48,7 +56,12 @@ pub struct Snapshot {
     /// `metadata.generation` of the Gateway this was made from; 0 when the object has none.
     pub generation: i64,
     pub node: NodeSpec,
+    /// Of TCP.
     pub ports: BTreeMap<u16, Port>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub udp_ports: BTreeMap<u16, UdpListener>,
+    #[serde(skip_serializing_if = "HttpOptions::is_empty")]
+    pub http_options: HttpOptions,
     /// Rules that the listeners of HTTP refer to.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub http_routes: BTreeMap<RouteId, HttpRoute>,

@@ -392,6 +392,7 @@ mod tests {
                 weighted(3, Some("b")),
                 weighted(1, None),
             ],
+            proxy_protocol: None,
         });
         let mut drawn = HashMap::new();
         for _ in 0..20_000 {
@@ -420,6 +421,7 @@ mod tests {
                 weight: 0,
                 backend: Some(id("a")),
             }],
+            proxy_protocol: None,
         });
         assert!(route.draw().is_none());
     }

@@ -419,19 +419,21 @@ fn waiting_for(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::model::{
-        Certificates, HostnamePattern, NodeName, NodeSpec, ObjectName, Port, TlsListener, TlsRoutes,
+        Certificates, HostnamePattern, HttpOptions, NodeName, NodeSpec, ObjectName, Port,
+        Termination, TlsListener, TlsMode, TlsRoutes,
     };
 
     fn snapshot(hostname: Option<&str>) -> Snapshot {
         let listener = TlsListener {
             name: "https".into(),
             hostname: hostname.map(|hostname| HostnamePattern::parse(hostname).unwrap()),
-            certificates: Certificates {
-                tailnet: true,
-                secrets: Vec::new(),
-            },
-            alpn: Vec::new(),
-            routes: TlsRoutes::Route(None),
+            mode: TlsMode::Terminate(Termination::new(
+                Certificates {
+                    tailnet: true,
+                    secrets: Vec::new(),
+                },
+                TlsRoutes::all(None),
+            )),
         };
         Snapshot {
             gateway: ObjectName::new("default", "web"),
@@ -440,6 +442,8 @@ mod tests {
                 name: NodeName::parse("web").unwrap(),
             },
             ports: [(443, Port::Tls(vec![listener]))].into(),
+            udp_ports: [].into(),
+            http_options: HttpOptions::default(),
             http_routes: [].into(),
             backends: [].into(),
         }

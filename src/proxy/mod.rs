@@ -196,18 +196,28 @@ impl<N: Network> Proxy<N> {
             Port::Tls(listeners) => {
                 let mut ready = Vec::with_capacity(listeners.len());
                 for listener in listeners {
-                    let then = match &listener.routes {
-                        TlsRoutes::Route(route) => {
-                            Then::Forward(self.served(&listener.name, route.as_ref()))
+                    let Some(termination) = listener.termination() else {
+                        continue;
+                    };
+                    let then = match &termination.routes {
+                        TlsRoutes::Forwards(forwards) => {
+                            let forward = forwards.first().map(|named| &named.forward);
+                            Then::Forward(self.served(&listener.name, forward))
                         }
                         TlsRoutes::HttpRoutes(_) => Then::Http(self.served(&listener.name, None)),
                     };
                     let sessions = self.sessions_of(port, &listener.name).map_err(tls_error)?;
-                    let listener = TlsListener::new(listener, &self.certificate, &sessions, then);
+                    let listener = TlsListener::new(
+                        listener.hostname.as_ref(),
+                        termination,
+                        &self.certificate,
+                        &sessions,
+                        then,
+                    );
                     ready.push(listener.map_err(tls_error)?);
                 }
                 let listeners = listeners.iter().filter_map(|listener| {
-                    let TlsRoutes::HttpRoutes(routes) = &listener.routes else {
+                    let TlsRoutes::HttpRoutes(routes) = &listener.termination()?.routes else {
                         return None;
                     };
                     Some(Listening {

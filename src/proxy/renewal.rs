@@ -20,7 +20,11 @@ fn tls_listeners(snapshot: &Snapshot) -> impl Iterator<Item = &TlsListener> {
 
 /// Whether clients of the node's name are meant by a listener that serves its certificate.
 pub(super) fn wants_tailnet_certificate(snapshot: &Snapshot, name: &str) -> bool {
-    tls_listeners(snapshot).any(|listener| listener.certificates.tailnet && is_for(listener, name))
+    tls_listeners(snapshot).any(|listener| {
+        let termination = listener.termination();
+        let serves = termination.is_some_and(|termination| termination.certificates.tailnet);
+        serves && is_for(listener, name)
+    })
 }
 
 fn is_for(listener: &TlsListener, name: &str) -> bool {
@@ -133,18 +137,21 @@ impl Issuer for Node {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Certificates, NodeName, NodeSpec, ObjectName, TlsRoutes};
+    use crate::model::{
+        Certificates, HttpOptions, NodeName, NodeSpec, ObjectName, Termination, TlsMode, TlsRoutes,
+    };
 
     fn snapshot() -> Snapshot {
         let listener = TlsListener {
             name: "https".into(),
             hostname: None,
-            certificates: Certificates {
-                tailnet: true,
-                secrets: Vec::new(),
-            },
-            alpn: Vec::new(),
-            routes: TlsRoutes::Route(None),
+            mode: TlsMode::Terminate(Termination::new(
+                Certificates {
+                    tailnet: true,
+                    secrets: Vec::new(),
+                },
+                TlsRoutes::all(None),
+            )),
         };
         Snapshot {
             gateway: ObjectName::new("default", "web"),
@@ -153,6 +160,8 @@ mod tests {
                 name: NodeName::parse("web").unwrap(),
             },
             ports: [(443, Port::Tls(vec![listener]))].into(),
+            udp_ports: [].into(),
+            http_options: HttpOptions::default(),
             http_routes: [].into(),
             backends: [].into(),
         }

@@ -169,21 +169,25 @@ impl<R> TlsListener<R> {
     /// # Errors
     /// When rustls refuses the configuration.
     pub(super) fn new(
-        listener: &model::TlsListener,
+        hostname: Option<&HostnamePattern>,
+        termination: &model::Termination,
         tailnet: &Arc<TailnetCertificate>,
         sessions: &Sessions,
         serving: R,
     ) -> Result<Self, rustls::Error> {
         let certificates = Arc::new(Certificates {
-            tailnet: listener.certificates.tailnet.then(|| Arc::clone(tailnet)),
-            secrets: listener.certificates.secrets.clone(),
-            named: listener.hostname.is_some(),
+            tailnet: termination
+                .certificates
+                .tailnet
+                .then(|| Arc::clone(tailnet)),
+            secrets: termination.certificates.secrets.clone(),
+            named: hostname.is_some(),
         });
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
-        config.alpn_protocols = listener
+        config.alpn_protocols = termination
             .alpn
             .iter()
             .map(|name| name.as_bytes().to_vec())
@@ -193,7 +197,7 @@ impl<R> TlsListener<R> {
         // One ticket is what a client needs; the default of two doubles the work.
         config.send_tls13_tickets = 1;
         Ok(Self {
-            hostname: listener.hostname.clone(),
+            hostname: hostname.cloned(),
             certificates,
             config: Arc::new(config),
             serving,

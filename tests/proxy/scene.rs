@@ -21,8 +21,8 @@ use tailway::{
     metrics::Metrics,
     model::{
         Backend, BackendId, Certificate, Certificates, Endpoint, Forward, HostnamePattern,
-        NodeName, NodeSpec, ObjectName, Port, Snapshot, TcpListener as TcpConfig,
-        TlsListener as TlsConfig, TlsRoutes, WeightedBackend,
+        HttpOptions, NodeName, NodeSpec, ObjectName, Port, Snapshot, TcpListener as TcpConfig,
+        Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes, WeightedBackend,
     },
     net::{
         Admission, BindError, Network,
@@ -158,6 +158,7 @@ pub fn route(backends: &[(u32, Option<&str>)]) -> Option<Forward> {
                 backend: backend.map(backend_id),
             })
             .collect(),
+        proxy_protocol: None,
     })
 }
 
@@ -178,12 +179,21 @@ pub fn tls_listener(name: &str, hostname: Option<&str>, secrets: &[&Certificate]
     TlsConfig {
         name: name.into(),
         hostname: hostname.map(|text| HostnamePattern::parse(text).unwrap()),
-        certificates: Certificates {
-            tailnet: false,
-            secrets: secrets.iter().map(|&secret| secret.clone()).collect(),
-        },
-        alpn: Vec::new(),
-        routes: TlsRoutes::Route(route(&[(1, Some("app"))])),
+        mode: TlsMode::Terminate(Termination::new(
+            Certificates {
+                tailnet: false,
+                secrets: secrets.iter().map(|&secret| secret.clone()).collect(),
+            },
+            TlsRoutes::all(route(&[(1, Some("app"))])),
+        )),
+    }
+}
+
+/// How a listener that terminates TLS does so.
+pub fn termination(listener: &mut TlsConfig) -> &mut Termination {
+    match &mut listener.mode {
+        TlsMode::Terminate(termination) => termination,
+        TlsMode::Passthrough(_) => panic!("{} passes TLS on", listener.name),
     }
 }
 
@@ -204,6 +214,8 @@ pub fn snapshot<const P: usize>(
             name: NodeName::parse("web").unwrap(),
         },
         ports: ports.into(),
+        udp_ports: BTreeMap::new(),
+        http_options: HttpOptions::default(),
         http_routes: BTreeMap::new(),
         backends: backends
             .iter()

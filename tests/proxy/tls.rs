@@ -2,7 +2,7 @@
 
 use super::scene::{
     HOST, Scene, TLS, certificate, client, client_of, echo, handshake, leaf, ping, read_all,
-    snapshot, tls_listener, tls_port, within,
+    snapshot, termination, tls_listener, tls_port, within,
 };
 use rustls::{
     AlertDescription, ClientConfig, ClientConnection, HandshakeKind, ProtocolVersion,
@@ -104,7 +104,7 @@ async fn the_tailnets_certificate_is_served_once_it_was_issued_next_to_those_of_
     const NODE: &str = "web.tail1.ts.net";
     let (issued, secret) = (certificate(&[NODE]), certificate(&[HOST]));
     let mut listener = tls_listener("tls", None, &[&secret]);
-    listener.certificates.tailnet = true;
+    termination(&mut listener).certificates.tailnet = true;
     let scene = scene(Port::Tls(vec![listener])).await;
     let config = client(&[&issued, &secret]);
 
@@ -262,7 +262,7 @@ fn speaking(certificate: &Certificate, protocols: &[&str]) -> Arc<ClientConfig> 
 async fn the_protocol_is_the_first_of_the_listeners_that_the_client_speaks() {
     let certificate = certificate(&[HOST]);
     let mut listener = tls_listener("tls", None, &[&certificate]);
-    listener.alpn = vec!["h2".into(), "http/1.1".into()];
+    termination(&mut listener).alpn = vec!["h2".into(), "http/1.1".into()];
     let scene = scene(Port::Tls(vec![listener])).await;
     for (offered, agreed) in [
         (&["http/1.1", "h2"][..], Some(&b"h2"[..])),

@@ -1,15 +1,19 @@
 //! The parts of a Snapshot that concern HTTP.
 
-use super::{Malformed, backend_id_in, backend_id_out, name_in, name_out, number_in};
+use super::{
+    Malformed,
+    backends::{backend_id_in, backend_id_out},
+    name_in, name_out, number_in,
+};
 use crate::{
     discovery::proto::{self, http_filter::Filter, http_match::Path, path_change::Change},
     model::{
         AttachedRoute, Cors, HeaderChange, HostnamePattern, HttpBackend, HttpFilter, HttpListener,
-        HttpMatch, HttpRoute, HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch, Redirect,
-        Retry, Rewrite, RouteId, Timeouts, Value, ValueMatch,
+        HttpMatch, HttpOptions, HttpRoute, HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch,
+        Redirect, Retry, Rewrite, RouteId, Timeouts, Value, ValueMatch,
     },
 };
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 // === to the wire ===
 
@@ -21,6 +25,16 @@ pub(super) fn listeners_out(listeners: &[HttpListener]) -> proto::HttpListeners 
     };
     proto::HttpListeners {
         listeners: listeners.iter().map(listener).collect(),
+    }
+}
+
+pub(super) fn options_out(options: &HttpOptions) -> proto::HttpOptions {
+    proto::HttpOptions {
+        forwarded: options.forwarded,
+        node: options.node,
+        tags: options.tags,
+        capabilities: options.capabilities.clone(),
+        access_log: options.access_log.map_or(0, NonZeroU32::get),
     }
 }
 
@@ -161,6 +175,16 @@ fn backend_out(backend: &HttpBackend) -> proto::HttpBackend {
 }
 
 // === from the wire ===
+
+pub(super) fn options_in(message: &proto::HttpOptions) -> HttpOptions {
+    HttpOptions {
+        forwarded: message.forwarded,
+        node: message.node,
+        tags: message.tags,
+        capabilities: message.capabilities.clone(),
+        access_log: NonZeroU32::new(message.access_log),
+    }
+}
 
 pub(super) fn listeners_in(message: &proto::HttpListeners) -> Result<Vec<HttpListener>, Malformed> {
     let listener = |listener: &proto::HttpListener| {

@@ -1,9 +1,16 @@
 mod http;
 
 use super::*;
+use crate::discovery::proto::endpoint::Host;
+use crate::model::{
+    Authorities, Backend, BackendId, BackendProtocol, BackendTls, Certificates, ClientValidation,
+    Endpoint, Forward, HostnamePattern, NamedForward, ProxyProtocol, SubjectName, TcpListener,
+    Termination, TlsMode, TlsRoutes, Trust, UdpListener, WeightedBackend,
+};
 use proptest::{collection, option, prelude::*, sample};
 use prost::Message;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
+use std::net::IpAddr;
 use std::sync::LazyLock;
 
 /// Certificates of several kinds of keys, one with a chain.
@@ -51,8 +58,41 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
 fn forward() -> impl Strategy<Value = Forward> {
     let backend = (any::<u32>(), option::of(backend_id()))
         .prop_map(|(weight, backend)| WeightedBackend { weight, backend });
-    (object_name(), collection::vec(backend, 0..3))
-        .prop_map(|(route, backends)| Forward { route, backends })
+    let proxy_protocol = option::of(sample::select(vec![ProxyProtocol::V1, ProxyProtocol::V2]));
+    (
+        object_name(),
+        collection::vec(backend, 0..3),
+        proxy_protocol,
+    )
+        .prop_map(|(route, backends, proxy_protocol)| Forward {
+            route,
+            backends,
+            proxy_protocol,
+        })
+}
+
+fn named_forwards() -> impl Strategy<Value = Vec<NamedForward>> {
+    let named = (collection::vec(hostname(), 0..3), forward());
+    let named = named.prop_map(|(hostnames, forward)| NamedForward { hostnames, forward });
+    collection::vec(named, 0..3)
+}
+
+fn certificate() -> impl Strategy<Value = Certificate> {
+    sample::select(CERTIFICATES.clone())
+}
+
+fn authorities() -> impl Strategy<Value = Authorities> {
+    collection::vec(certificate(), 0..3).prop_map(|certificates| {
+        let leaves = certificates.iter().map(|one| one.chain()[0].clone());
+        Authorities::from_der(leaves.collect()).unwrap()
+    })
+}
+
+fn clients() -> impl Strategy<Value = ClientValidation> {
+    (authorities(), any::<bool>()).prop_map(|(authorities, optional)| ClientValidation {
+        authorities,
+        optional,
+    })
 }
 
 fn hostname() -> impl Strategy<Value = HostnamePattern> {
@@ -63,27 +103,38 @@ fn hostname() -> impl Strategy<Value = HostnamePattern> {
     })
 }
 
-fn tls_listener() -> impl Strategy<Value = TlsListener> {
-    let secrets = collection::vec(sample::select(CERTIFICATES.clone()), 0..3);
+fn termination() -> impl Strategy<Value = Termination> {
+    let secrets = collection::vec(certificate(), 0..3);
     let certificates =
         (any::<bool>(), secrets).prop_map(|(tailnet, secrets)| Certificates { tailnet, secrets });
+    let routes = prop_oneof![
+        named_forwards().prop_map(TlsRoutes::Forwards),
+        http::attached().prop_map(TlsRoutes::HttpRoutes),
+    ];
     (
-        any::<String>(),
-        option::of(hostname()),
         certificates,
         collection::vec(any::<String>(), 0..3),
-        prop_oneof![
-            option::of(forward()).prop_map(TlsRoutes::Route),
-            http::attached().prop_map(TlsRoutes::HttpRoutes),
-        ],
+        option::of(clients()),
+        routes,
     )
-        .prop_map(|(name, hostname, certificates, alpn, routes)| TlsListener {
-            name,
-            hostname,
+        .prop_map(|(certificates, alpn, clients, routes)| Termination {
             certificates,
             alpn,
+            clients,
             routes,
         })
+}
+
+fn tls_listener() -> impl Strategy<Value = TlsListener> {
+    let mode = prop_oneof![
+        termination().prop_map(TlsMode::Terminate),
+        named_forwards().prop_map(TlsMode::Passthrough),
+    ];
+    (any::<String>(), option::of(hostname()), mode).prop_map(|(name, hostname, mode)| TlsListener {
+        name,
+        hostname,
+        mode,
+    })
 }
 
 fn port() -> impl Strategy<Value = Port> {
@@ -95,30 +146,72 @@ fn port() -> impl Strategy<Value = Port> {
     ]
 }
 
-fn snapshot() -> impl Strategy<Value = Snapshot> {
+fn udp_port() -> impl Strategy<Value = UdpListener> {
+    (any::<String>(), option::of(forward())).prop_map(|(name, route)| UdpListener { name, route })
+}
+
+fn backend_tls() -> impl Strategy<Value = BackendTls> {
+    let trust = prop_oneof![
+        Just(Trust::System),
+        authorities().prop_map(Trust::Authorities)
+    ];
+    let name = prop_oneof![
+        any::<String>().prop_map(SubjectName::Dns),
+        any::<String>().prop_map(SubjectName::Uri),
+    ];
+    (
+        any::<String>(),
+        trust,
+        collection::vec(name, 0..3),
+        option::of(certificate()),
+    )
+        .prop_map(|(hostname, trust, names, certificate)| BackendTls {
+            hostname,
+            trust,
+            names,
+            certificate,
+        })
+}
+
+fn backend() -> impl Strategy<Value = Backend> {
     let protocols = vec![BackendProtocol::Http1, BackendProtocol::H2c];
-    let backend = (sample::select(protocols), collection::vec(endpoint(), 0..4));
-    let backend = backend.prop_map(|(protocol, endpoints)| Backend {
-        protocol,
-        endpoints,
-    });
+    (
+        sample::select(protocols),
+        option::of(backend_tls()),
+        collection::vec(endpoint(), 0..4),
+    )
+        .prop_map(|(protocol, tls, endpoints)| Backend {
+            protocol,
+            tls,
+            endpoints,
+        })
+}
+
+fn snapshot() -> impl Strategy<Value = Snapshot> {
+    let ports = (
+        collection::btree_map(any::<u16>(), port(), 0..4),
+        collection::btree_map(any::<u16>(), udp_port(), 0..2),
+    );
     (
         object_name(),
         any::<i64>(),
         label(),
-        collection::btree_map(any::<u16>(), port(), 0..4),
+        ports,
+        http::options(),
         collection::btree_map(http::id(), http::route(), 0..3),
-        collection::btree_map(backend_id(), backend, 0..4),
+        collection::btree_map(backend_id(), backend(), 0..4),
     )
         .prop_map(
-            |(gateway, generation, node, ports, http_routes, backends)| Snapshot {
+            |(gateway, generation, node, ports, options, routes, backends)| Snapshot {
                 gateway,
                 generation,
                 node: NodeSpec {
                     name: NodeName::parse(&node).unwrap(),
                 },
-                ports,
-                http_routes,
+                ports: ports.0,
+                udp_ports: ports.1,
+                http_options: options,
+                http_routes: routes,
                 backends,
             },
         )
@@ -130,8 +223,12 @@ fn keys(snapshot: &Snapshot) -> Vec<Vec<u8>> {
         Port::Tcp(_) | Port::Http(_) => &[],
         Port::Tls(listeners) => listeners.as_slice(),
     });
+    let shown = snapshot.backends.values();
+    let shown = shown.filter_map(|backend| backend.tls.as_ref()?.certificate.as_ref());
     listeners
-        .flat_map(|listener| &listener.certificates.secrets)
+        .filter_map(TlsListener::termination)
+        .flat_map(|termination| &termination.certificates.secrets)
+        .chain(shown)
         .map(|certificate| certificate.private_key().secret_der().to_vec())
         .collect()
 }
@@ -189,12 +286,13 @@ fn whole() -> Resources {
     let listener = TlsListener {
         name: "tls".into(),
         hostname: None,
-        certificates: Certificates {
-            tailnet: true,
-            secrets: vec![CERTIFICATES[0].clone()],
-        },
-        alpn: Vec::new(),
-        routes: TlsRoutes::Route(None),
+        mode: TlsMode::Terminate(Termination::new(
+            Certificates {
+                tailnet: true,
+                secrets: vec![CERTIFICATES[0].clone()],
+            },
+            TlsRoutes::all(None),
+        )),
     };
     encode(&Snapshot {
         gateway: ObjectName::new("default", "web"),
@@ -203,6 +301,8 @@ fn whole() -> Resources {
             name: NodeName::parse("web").unwrap(),
         },
         ports: [(443, Port::Tls(vec![listener]))].into(),
+        udp_ports: BTreeMap::new(),
+        http_options: HttpOptions::default(),
         http_routes: BTreeMap::new(),
         backends: [(
             id,

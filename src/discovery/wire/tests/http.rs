@@ -2,9 +2,9 @@
 
 use super::{backend_id, hostname, object_name};
 use crate::model::{
-    AttachedRoute, Cors, HeaderChange, HttpBackend, HttpFilter, HttpListener, HttpMatch, HttpRoute,
-    HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch, Redirect, Retry, Rewrite, RouteId,
-    Timeouts, Value, ValueMatch,
+    AttachedRoute, Cors, HeaderChange, HttpBackend, HttpFilter, HttpListener, HttpMatch,
+    HttpOptions, HttpRoute, HttpRouteKind, HttpRule, Mirror, PathChange, PathMatch, Redirect,
+    Retry, Rewrite, RouteId, Timeouts, Value, ValueMatch,
 };
 use proptest::{collection::vec, option, prelude::*, sample::select};
 use std::time::Duration;
@@ -183,4 +183,21 @@ fn backend() -> impl Strategy<Value = HttpBackend> {
             filters,
         },
     )
+}
+
+pub(super) fn options() -> impl Strategy<Value = HttpOptions> {
+    (
+        any::<[bool; 3]>(),
+        texts(),
+        option::of(any::<std::num::NonZeroU32>()),
+    )
+        .prop_map(
+            |([forwarded, node, tags], capabilities, access_log)| HttpOptions {
+                forwarded,
+                node,
+                tags,
+                capabilities,
+                access_log,
+            },
+        )
 }
