@@ -130,6 +130,7 @@ fn told<'a>(
         let tells = match condition.kind {
             c::ACCEPTED => true,
             c::RESOLVED_REFS => !condition.status,
+            c::PARTIALLY_INVALID | c::INVALID_ANNOTATIONS => condition.status,
             // What is not accepted is not programmed either, and its conflict is the reason.
             _ => accepted && condition.is_refusal(),
         };

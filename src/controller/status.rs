@@ -7,7 +7,7 @@ use crate::{
         Key, Kind,
         status::{Condition, GatewayStatus, RouteStatus},
     },
-    model::ObjectName,
+    model::{ObjectName, Table},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -39,7 +39,49 @@ pub struct News {
 }
 
 /// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
-const FEATURES: &[&str] = &["Gateway", "HTTPRoute", "ReferenceGrant", "TCPRoute"];
+const FEATURES: &[&str] = &[
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
+    "GRPCRouteRequestHeaderModifier",
+    "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
+    "GatewayInfrastructure",
+    "GatewayPort8080",
+    "GatewayRouteHostnameIntersectionPrecedence",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteBackendURLRewrite",
+    "HTTPRouteCORS",
+    "HTTPRouteDestinationPortMatching",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetryCodes",
+    "HTTPRouteSchemeRedirect",
+    "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
+];
 
 const CLASS_CONDITIONS: &[&str] = &[c::ACCEPTED];
 const GATEWAY_CONDITIONS: &[&str] = &[
@@ -47,6 +89,7 @@ const GATEWAY_CONDITIONS: &[&str] = &[
     c::PROGRAMMED,
     c::TAILNET_READY,
     c::CERTIFICATE_READY,
+    c::INVALID_ANNOTATIONS,
 ];
 const LISTENER_CONDITIONS: &[&str] = &[
     c::ACCEPTED,
@@ -60,6 +103,7 @@ const PARENT_CONDITIONS: &[&str] = &[
     c::RESOLVED_REFS,
     c::ROUTE_CONFLICTED,
     c::PARTIALLY_INVALID,
+    c::INVALID_ANNOTATIONS,
 ];
 
 /// The objects whose statuses may have to be written, as they or what follows for them changed.
@@ -82,6 +126,18 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
             Kind::HttpRoute,
             subjects.http_routes.differences(&old.http_routes),
         ),
+        (
+            Kind::GrpcRoute,
+            subjects.grpc_routes.differences(&old.grpc_routes),
+        ),
+        (
+            Kind::TlsRoute,
+            subjects.tls_routes.differences(&old.tls_routes),
+        ),
+        (
+            Kind::UdpRoute,
+            subjects.udp_routes.differences(&old.udp_routes),
+        ),
     ];
     let keys = of_kinds.into_iter().flat_map(|(kind, names)| {
         let key = move |name: &ObjectName| Key {
@@ -101,8 +157,11 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
     let plan = |key: &Key| match key.kind {
         Kind::GatewayClass => of_class(world, key, &now),
         Kind::Gateway => of_gateway(world, key, &now),
-        Kind::TcpRoute => of_tcp_route(world, key, &now),
-        Kind::HttpRoute => of_http_route(world, key, &now),
+        Kind::TcpRoute => of_route(world, key, &world.subjects.tcp_routes, |r| &r.status, &now),
+        Kind::HttpRoute => of_route(world, key, &world.subjects.http_routes, |r| &r.status, &now),
+        Kind::GrpcRoute => of_route(world, key, &world.subjects.grpc_routes, |r| &r.status, &now),
+        Kind::TlsRoute => of_route(world, key, &world.subjects.tls_routes, |r| &r.status, &now),
+        Kind::UdpRoute => of_route(world, key, &world.subjects.udp_routes, |r| &r.status, &now),
         _ => None,
     };
     objects.iter().filter_map(plan).collect()
@@ -125,18 +184,20 @@ fn of_gateway(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
 }
 
 /// A route without a status may still carry one of ours.
-fn of_tcp_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+fn of_route<K, S>(
+    world: &World,
+    key: &Key,
+    routes: &Table<K>,
+    live: impl Fn(&K) -> &Option<S>,
+    now: &str,
+) -> Option<StatusWrite>
+where
+    K: Resource<DynamicType = ()>,
+    S: Serialize,
+{
     let status = world.outcome.statuses.routes.get(key);
-    let route = world.subjects.tcp_routes.get(&key.name)?;
-    let live = value(&route.status);
-    let desired = route_status(status.map(|status| &**status), &live, now);
-    write(key, &**route, &live, desired, &[])
-}
-
-fn of_http_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
-    let status = world.outcome.statuses.routes.get(key);
-    let route = world.subjects.http_routes.get(&key.name)?;
-    let live = value(&route.status);
+    let route = routes.get(&key.name)?;
+    let live = value(live(route));
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])
 }

@@ -110,7 +110,7 @@ impl Index {
         }
         for (_, gateway) in route.gateways(&key) {
             let attached = self.evaluated.attached.get(&gateway);
-            if attached.is_some_and(|attached| attached.serves(&key)) {
+            if attached.is_some_and(|attached| attached.served().any(|served| *served == key)) {
                 self.pending.gateway(&gateway, Stage::Result);
             }
         }
@@ -146,6 +146,7 @@ impl Index {
             names: &evaluated.names,
             attached,
             resolved: &evaluated.resolved,
+            routes: &self.objects.routes,
             report: self.reports.get(name),
         });
         let snapshot = known.as_ref().and_then(Known::snapshot);

@@ -14,15 +14,19 @@
 //! Synchronous and pure: no I/O and no clock. The same objects give the same result whatever the
 //! order in which they came.
 
+mod annotations;
 mod backends;
 mod certificates;
 mod changes;
+mod claims;
 mod classes;
 mod conflicts;
 mod evaluation;
 mod gateways;
 mod grants;
+mod grpc;
 mod http;
+mod kinds;
 mod links;
 mod listeners;
 mod nodes;
@@ -36,8 +40,8 @@ pub use objects::{Key, Kind};
 use crate::{
     api::{
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-            tcproutes::TcpRoute,
+            gatewayclasses::GatewayClass, gateways::Gateway, grpcroutes::GrpcRoute,
+            httproutes::HttpRoute, tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -79,6 +83,9 @@ pub struct Subjects {
     pub gateways: Table<Gateway>,
     pub tcp_routes: Table<TcpRoute>,
     pub http_routes: Table<HttpRoute>,
+    pub grpc_routes: Table<GrpcRoute>,
+    pub tls_routes: Table<TlsRoute>,
+    pub udp_routes: Table<UdpRoute>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
 }
@@ -107,6 +114,9 @@ impl Index {
             gateways: self.objects.gateways.clone(),
             tcp_routes: self.objects.tcp_routes.clone(),
             http_routes: self.objects.http_routes.clone(),
+            grpc_routes: self.objects.grpc_routes.clone(),
+            tls_routes: self.objects.tls_routes.clone(),
+            udp_routes: self.objects.udp_routes.clone(),
             tailnets: self.objects.tailnets.clone(),
         }
     }

@@ -42,6 +42,9 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             gateway(&mut found, o);
         }
         Object::HttpRoute(o) => metadata(&mut found, &o.metadata),
+        Object::GrpcRoute(o) => metadata(&mut found, &o.metadata),
+        Object::TlsRoute(o) => metadata(&mut found, &o.metadata),
+        Object::UdpRoute(o) => metadata(&mut found, &o.metadata),
         Object::TcpRoute(o) => {
             metadata(&mut found, &o.metadata);
             tcp_route(&mut found, o);

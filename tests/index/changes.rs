@@ -1,6 +1,6 @@
 //! One change at a time gives what all at once gives.
 
-use super::created;
+use super::{created, route_of};
 use proptest::{
     prelude::*,
     sample::{Index as At, select},
@@ -14,7 +14,7 @@ use std::{
 };
 use tailway::{
     api::{CONTROLLER, Object},
-    index::{Index, Key, Outcome, Verdict},
+    index::{Index, Key, Kind, Outcome, Verdict},
     model::{
         CertificateReport, Issuance, NodeReport, ObjectName, Programmed, Table, TailnetReport,
         TailnetState, Unready,
@@ -144,7 +144,11 @@ fn tailnet() -> impl Strategy<Value = Object> {
 }
 
 fn listener() -> impl Strategy<Value = Value> {
-    let protocol = seldom(vec!["HTTP", "UDP"], vec!["TCP", "TLS", "TLS"]);
+    let protocol = seldom(
+        vec!["UDP", "example.com/other"],
+        vec!["TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
+    );
+    let mode = seldom(vec!["Passthrough"], vec!["Terminate"]);
     let hostname = select(vec![
         "",
         "a.example.com",
@@ -160,34 +164,47 @@ fn listener() -> impl Strategy<Value = Value> {
             {"key": "team", "operator": "NotIn", "values": ["one"]},
         ]}}),
     ]);
-    let kind = seldom(vec!["HTTPRoute"], vec!["TCPRoute"]);
+    let kinds = seldom(vec![json!([{"kind": "HTTPRoute"}])], vec![json!([])]);
     let secret = prop::option::of((name(), namespace()));
-    (1..4, protocol, hostname, from, kind, secret).prop_map(
-        |(port, protocol, hostname, from, kind, secret)| {
+    (1..4, protocol, hostname, from, kinds, (secret, mode)).prop_map(
+        |(port, protocol, hostname, from, kinds, (secret, mode))| {
             let mut listener = json!({
                 "port": port,
                 "protocol": protocol,
-                "allowedRoutes": {"namespaces": from, "kinds": [{"kind": kind}]},
+                "allowedRoutes": {"namespaces": from, "kinds": kinds},
             });
-            if protocol == "TLS" {
+            if protocol.starts_with("HTTP") {
+                listener["hostname"] = json!(hostname);
+            }
+            if protocol == "TLS" || protocol == "HTTPS" {
                 let secret = secret.into_iter();
                 let secrets = secret
                     .map(|(name, namespace)| json!({"name": name, "namespace": namespace}))
                     .collect::<Vec<_>>();
                 listener["hostname"] = json!(hostname);
-                listener["tls"] = json!({"certificateRefs": secrets});
+                listener["tls"] = json!({"mode": mode, "certificateRefs": secrets});
             }
             listener
         },
     )
 }
 
+/// Adds an annotation of ours, unless it is empty.
+fn annotate(metadata: &mut Value, name: &str, value: &str) {
+    if !value.is_empty() {
+        let name = format!("tailway.michaelbeaumont.github.io/{name}");
+        metadata["annotations"] = json!({name: value});
+    }
+}
+
 fn gateway() -> impl Strategy<Value = Object> {
     let class = seldom(vec!["missing", "b"], vec!["a"]);
     let hostname = prop::option::of(select(vec!["one", "two", "one.tail.ts.net", "no_label"]));
     let listeners = prop::collection::vec(listener(), 1..4);
-    (metadata(), class, hostname, listeners).prop_map(
-        |(metadata, class, hostname, mut listeners)| {
+    let log = seldom(vec!["all", "1/0"], vec![""]);
+    (metadata(), class, hostname, listeners, log).prop_map(
+        |(mut metadata, class, hostname, mut listeners, log)| {
+            annotate(&mut metadata, "access-log", log);
             for (index, listener) in listeners.iter_mut().enumerate() {
                 listener["name"] = json!(format!("l{index}"));
             }
@@ -214,25 +231,77 @@ fn route() -> impl Strategy<Value = Object> {
     let parents = prop::collection::vec(parent, 0..3);
     let backends = prop::collection::vec(backend, 1..3);
     let rules = seldom(vec![2], vec![1]);
-    (metadata(), parents, backends, rules).prop_map(|(metadata, parents, backends, rules)| {
-        let parents = parents.into_iter();
-        let parents = parents.map(|(name, namespace, kind, section)| {
-            json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
-        });
-        let backends = backends.into_iter();
-        let backends = backends.map(|(name, namespace, port, weight)| {
-            json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
-        });
-        let rule = json!({"backendRefs": backends.collect::<Vec<_>>()});
-        Object::TcpRoute(object(json!({
-            "metadata": metadata,
-            "spec": {"parentRefs": parents.collect::<Vec<_>>(), "rules": vec![rule; rules]},
-        })))
-    })
+    let kind = select(vec![
+        Kind::TcpRoute,
+        Kind::TcpRoute,
+        Kind::UdpRoute,
+        Kind::TlsRoute,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+    ]);
+    let hostnames = select(vec![
+        "a.example.com",
+        "*.example.com",
+        "*.com",
+        "b.example.org",
+    ]);
+    let hostnames = prop::collection::vec(hostnames, 0..3);
+    let own = (kind, hostnames, rule(), seldom(vec!["v2", "v3"], vec![""]));
+    (metadata(), parents, backends, rules, own).prop_map(
+        |(mut metadata, parents, backends, rules, (kind, hostnames, mut rule, proxy))| {
+            annotate(&mut metadata, "proxy-protocol", proxy);
+            let parents = parents.into_iter();
+            let parents = parents.map(|(name, namespace, kind, section)| {
+                json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
+            });
+            let backends = backends.into_iter();
+            let backends = backends.map(|(name, namespace, port, weight)| {
+                json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
+            });
+            let references = json!({"backendRefs": backends.collect::<Vec<_>>()});
+            let mut all = vec![references.clone(); rules];
+            if matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
+                rule["backendRefs"] = references["backendRefs"].clone();
+                all.push(rule);
+            }
+            route_of(
+                kind,
+                json!({
+                    "metadata": metadata,
+                    "spec": {
+                        "parentRefs": parents.collect::<Vec<_>>(),
+                        "hostnames": hostnames,
+                        "rules": all,
+                    },
+                }),
+            )
+        },
+    )
+}
+
+/// What rules of HTTP and gRPC can both hold, some of it wrong.
+fn rule() -> impl Strategy<Value = Value> {
+    select(vec![
+        json!({"name": "all"}),
+        json!({"matches": [{"headers": [{"name": "x", "type": "RegularExpression", "value": "("}]}]}),
+        json!({"filters": [
+            {"type": "ExtensionRef", "extensionRef": {"group": "g", "kind": "k", "name": "n"}},
+        ]}),
+        json!({"filters": [{"type": "RequestMirror", "requestMirror": {
+            "backendRef": {"name": "a", "namespace": "y", "port": 80},
+        }}]}),
+    ])
 }
 
 fn grant() -> impl Strategy<Value = Object> {
-    let from = select(vec!["TCPRoute", "Gateway"]);
+    let from = select(vec![
+        "TCPRoute",
+        "UDPRoute",
+        "TLSRoute",
+        "HTTPRoute",
+        "GRPCRoute",
+        "Gateway",
+    ]);
     let to = (select(vec!["Service", "Secret"]), prop::option::of(name()));
     (name(), namespace(), from, namespace(), to).prop_map(
         |(name, namespace, from, of, (to, only))| {
@@ -253,7 +322,7 @@ fn service() -> impl Strategy<Value = Object> {
             json!({"type": "ExternalName", "externalName": "db.example.org"}),
             json!({"ports": [{"port": 80, "protocol": "UDP"}]}),
         ],
-        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 53, "protocol": "UDP"}]})],
+        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 80, "protocol": "UDP"}]})],
     );
     (name(), namespace(), spec).prop_map(|(name, namespace, spec)| {
         Object::Service(object(json!({
@@ -274,7 +343,7 @@ fn slice() -> impl Strategy<Value = Object> {
         Object::EndpointSlice(object(json!({
             "metadata": {"name": name, "namespace": namespace, "labels": labels},
             "addressType": "IPv4",
-            "ports": [{"name": "web", "port": 8080}],
+            "ports": [{"name": "web", "port": 8080}, {"port": 5353, "protocol": "UDP"}],
             "endpoints": endpoints.collect::<Vec<_>>(),
         })))
     })
@@ -402,15 +471,18 @@ fn reasons(outcome: &Outcome) -> BTreeSet<&'static str> {
 }
 
 /// What the changes must have led to for the test to mean something.
-const REASONS: [&str; 16] = [
+const REASONS: [&str; 21] = [
     "Accepted",
     "AddressNotUsable",
     "BackendNotFound",
     "HostnameConflict",
     "InvalidCertificateRef",
+    "InvalidKind",
     "InvalidParameters",
     "InvalidRouteKinds",
     "ListenersNotValid",
+    "NoMatchingListenerHostname",
+    "NoMatchingParent",
     "NotAllowedByListeners",
     "OlderRoute",
     "OverlappingHostnames",
@@ -419,6 +491,8 @@ const REASONS: [&str; 16] = [
     "ProtocolConflict",
     "RateLimited",
     "RefNotPermitted",
+    "UnsupportedProtocol",
+    "UnsupportedValue",
 ];
 
 /// A backend had endpoints.
