@@ -86,7 +86,7 @@ pub(super) fn proxy_protocol(
         return (None, None);
     };
     if !matches!(kind, Kind::TcpRoute | Kind::TlsRoute) {
-        let right = format!("a {kind} has no PROXY protocol, TCPRoutes and TLSRoutes have");
+        let right = format!("{kind}s have no PROXY protocol, TCPRoutes and TLSRoutes have");
         let wrong = unsupported(PROXY_PROTOCOL_ANNOTATION, text, &right);
         return (None, Some(wrong));
     }

@@ -345,8 +345,13 @@ fn supported_kinds(
             unresolved.push(Finding::new(
                 c::INVALID_ROUTE_KINDS,
                 format!(
-                    "{} cannot be attached to a {} listener{}: {} can",
+                    "{} cannot be attached to {} {} listener{}: {} can",
                     super::qualified(&kind.kind, group),
+                    if spec.protocol.starts_with("HTTP") {
+                        "an"
+                    } else {
+                        "a"
+                    },
                     spec.protocol,
                     if is_passthrough(spec) {
                         " of mode Passthrough"

@@ -471,13 +471,12 @@ fn reasons(outcome: &Outcome) -> BTreeSet<&'static str> {
 }
 
 /// What the changes must have led to for the test to mean something.
-const REASONS: [&str; 21] = [
+const REASONS: [&str; 20] = [
     "Accepted",
     "AddressNotUsable",
     "BackendNotFound",
     "HostnameConflict",
     "InvalidCertificateRef",
-    "InvalidKind",
     "InvalidParameters",
     "InvalidRouteKinds",
     "ListenersNotValid",
@@ -500,7 +499,7 @@ const ENDPOINTS: &str = "endpoints";
 
 fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 48,
+        cases: 96,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
