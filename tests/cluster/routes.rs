@@ -106,7 +106,11 @@ async fn requests_find_their_pods_and_pods_know_who_asks() {
     scene.lab.apply(&objects()).await;
     let status = scene.programmed("routes", "routes").await;
     assert_eq!(status["attachedListenerSets"], json!(1));
-    for (namespace, route) in [("routes", "sites"), ("routes", "to-https"), ("guests", "guests")] {
+    for (namespace, route) in [
+        ("routes", "sites"),
+        ("routes", "to-https"),
+        ("guests", "guests"),
+    ] {
         accepted(&scene, namespace, route).await;
     }
     let programmed = ("Programmed", "True", "Programmed");
@@ -116,11 +120,17 @@ async fn requests_find_their_pods_and_pods_know_who_asks() {
 
     let host = format!("routes.{}", scene.tailnet.domain());
     scene.page(&format!("https://{host}/a"), "one /a\n").await;
-    scene.page(&format!("https://{host}/two/b"), "two /b\n").await;
-    scene.page(&format!("http://{host}:8080/c"), "three /c\n").await;
+    scene
+        .page(&format!("https://{host}/two/b"), "two /b\n")
+        .await;
+    scene
+        .page(&format!("http://{host}:8080/c"), "three /c\n")
+        .await;
     let login = "header=Tailscale-User-Login";
     let visitor = "[owner@example.com]\n";
-    scene.page(&format!("https://{host}/?{login}"), visitor).await;
+    scene
+        .page(&format!("https://{host}/?{login}"), visitor)
+        .await;
     let answer = scene.tailnet.visit(&format!("http://{host}/d?e")).await;
     let answer = answer.unwrap();
     assert_eq!(answer["status"], json!(301));
@@ -128,7 +138,10 @@ async fn requests_find_their_pods_and_pods_know_who_asks() {
     assert_eq!(answer["headers"]["Location"], json!([location]), "{answer}");
 
     // A pod that goes takes its endpoint with it; the others serve on.
-    scene.lab.kubectl(["delete", "pod/two", "--namespace=routes"]).await;
+    scene
+        .lab
+        .kubectl(["delete", "pod/two", "--namespace=routes"])
+        .await;
     let gone = format!("https://{host}/two/b");
     let what = "no endpoint answers 503";
     let unavailable = || async {

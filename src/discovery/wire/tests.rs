@@ -45,7 +45,7 @@ fn object_name() -> impl Strategy<Value = ObjectName> {
 }
 
 fn backend_id() -> impl Strategy<Value = BackendId> {
-    let transport = select(vec![Transport::Tcp, Transport::Udp]);
+    let transport = proptest::sample::select(vec![Transport::Tcp, Transport::Udp]);
     (object_name(), any::<u16>(), transport).prop_map(|(service, port, transport)| BackendId {
         service,
         port,
