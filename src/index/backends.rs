@@ -2,6 +2,7 @@
 
 use super::{
     Key,
+    app_protocols::Spoken,
     grants::Reference,
     http,
     objects::Objects,
@@ -135,6 +136,16 @@ impl Objects {
         let endpoints = object
             .endpoints(&service, port, self.slices(&service))
             .map_err(not_found)?;
-        Ok((BackendId { service, port }, Backend::new(endpoints)))
+        let spoken = Spoken::of(object.app_protocol(port));
+        let backend = Backend {
+            protocol: spoken.protocol(),
+            tls: None,
+            endpoints,
+        };
+        if let Some(problem) = spoken.problem(route.kind, backend.tls.is_some()) {
+            let message = format!("port {port} of Service {service} {problem}");
+            return Err(Finding::new(c::UNSUPPORTED_PROTOCOL, message));
+        }
+        Ok((BackendId { service, port }, backend))
     }
 }

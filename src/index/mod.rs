@@ -14,6 +14,7 @@
 //! Synchronous and pure: no I/O and no clock. The same objects give the same result whatever the
 //! order in which they came.
 
+mod app_protocols;
 mod backends;
 mod certificates;
 mod changes;

@@ -29,6 +29,7 @@ struct ServicePort {
     /// `None` is TCP.
     other_protocol: Option<String>,
     target: Option<i32>,
+    app_protocol: Option<String>,
 }
 
 /// What is read of an EndpointSlice: what takes new connections.
@@ -67,11 +68,27 @@ impl ServicePorts {
                 Some(IntOrString::Int(target)) => Some(target),
                 _ => None,
             },
+            app_protocol: port.app_protocol.clone(),
         });
         Self {
             external_name: external.map(|spec| spec.external_name.clone().unwrap_or_default()),
             ports: ports.collect(),
         }
+    }
+
+    fn tcp_port(&self, number: u16) -> Option<&ServicePort> {
+        let mut ports = self.ports.iter();
+        ports.find(|port| port.number == i32::from(number) && port.other_protocol.is_none())
+    }
+
+    /// What a port says it speaks (`appProtocol`).
+    pub(super) fn app_protocol(&self, number: u16) -> Option<&str> {
+        self.tcp_port(number)?.app_protocol.as_deref()
+    }
+
+    /// The name of a port; empty when it has none.
+    pub(super) fn port_name(&self, number: u16) -> &str {
+        self.tcp_port(number).map_or("", |port| &port.name)
     }
 
     /// Where a port is served now. A Service without EndpointSlices is served nowhere.
@@ -82,7 +99,7 @@ impl ServicePorts {
         slices: impl Iterator<Item = &'a SliceEndpoints>,
     ) -> Result<Vec<Endpoint>, String> {
         let of_number = || self.ports.iter().filter(|p| p.number == i32::from(port));
-        let service_port = of_number().find(|port| port.other_protocol.is_none());
+        let service_port = self.tcp_port(port);
         if let Some(host) = &self.external_name {
             let target = service_port.and_then(|port| port.target);
             return external(name, host, target, port).map(|endpoint| vec![endpoint]);
