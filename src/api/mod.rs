@@ -7,11 +7,11 @@ pub mod tailnets;
 pub mod gateway_api;
 
 use gateway_api::{
-    gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-    referencegrants::ReferenceGrant, tcproutes::TcpRoute,
+    backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+    httproutes::HttpRoute, referencegrants::ReferenceGrant, tcproutes::TcpRoute,
 };
 use k8s_openapi::api::{
-    core::v1::{Namespace, Secret, Service},
+    core::v1::{ConfigMap, Namespace, Secret, Service},
     discovery::v1::EndpointSlice,
 };
 use tailnets::TailscaleTailnet;
@@ -45,10 +45,12 @@ pub enum Object {
     Gateway(Box<Gateway>),
     TcpRoute(Box<TcpRoute>),
     HttpRoute(Box<HttpRoute>),
+    BackendTlsPolicy(Box<BackendTlsPolicy>),
     ReferenceGrant(Box<ReferenceGrant>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Secret(Box<Secret>),
+    ConfigMap(Box<ConfigMap>),
     Namespace(Box<Namespace>),
     Tailnet(Box<TailscaleTailnet>),
 }

@@ -5,7 +5,7 @@ use crate::{
     api::{CONTROLLER, conditions as c},
     index::{
         Key, Kind,
-        status::{Condition, GatewayStatus, RouteStatus},
+        status::{Condition, GatewayStatus, PolicyStatus, RouteStatus},
     },
     model::ObjectName,
 };
@@ -39,7 +39,19 @@ pub struct News {
 }
 
 /// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
-const FEATURES: &[&str] = &["Gateway", "HTTPRoute", "ReferenceGrant", "TCPRoute"];
+const FEATURES: &[&str] = &[
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
+    "Gateway",
+    "GatewayBackendClientCertificate",
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
+    "HTTPRoute",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "ReferenceGrant",
+    "TCPRoute",
+];
 
 const CLASS_CONDITIONS: &[&str] = &[c::ACCEPTED];
 const GATEWAY_CONDITIONS: &[&str] = &[
@@ -47,6 +59,8 @@ const GATEWAY_CONDITIONS: &[&str] = &[
     c::PROGRAMMED,
     c::TAILNET_READY,
     c::CERTIFICATE_READY,
+    c::RESOLVED_REFS,
+    c::INSECURE_FRONTEND_VALIDATION_MODE,
 ];
 const LISTENER_CONDITIONS: &[&str] = &[
     c::ACCEPTED,
@@ -61,6 +75,11 @@ const PARENT_CONDITIONS: &[&str] = &[
     c::ROUTE_CONFLICTED,
     c::PARTIALLY_INVALID,
 ];
+
+const POLICY_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS];
+
+/// Entries that `status.ancestors` can have, those of others too (Gateway API `PolicyStatus`).
+const ANCESTORS: usize = 16;
 
 /// The objects whose statuses may have to be written, as they or what follows for them changed.
 pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
@@ -77,6 +96,16 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
         (
             Kind::TcpRoute,
             subjects.tcp_routes.differences(&old.tcp_routes),
+        ),
+        (
+            Kind::BackendTlsPolicy,
+            now.policies.differences(&then.policies),
+        ),
+        (
+            Kind::BackendTlsPolicy,
+            subjects
+                .backend_tls_policies
+                .differences(&old.backend_tls_policies),
         ),
         (
             Kind::HttpRoute,
@@ -103,6 +132,7 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
         Kind::Gateway => of_gateway(world, key, &now),
         Kind::TcpRoute => of_tcp_route(world, key, &now),
         Kind::HttpRoute => of_http_route(world, key, &now),
+        Kind::BackendTlsPolicy => of_policy(world, key, &now),
         _ => None,
     };
     objects.iter().filter_map(plan).collect()
@@ -139,6 +169,15 @@ fn of_http_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
     let live = value(&route.status);
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])
+}
+
+/// A policy without a status may still carry one of ours.
+fn of_policy(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.policies.get(&key.name);
+    let policy = world.subjects.backend_tls_policies.get(&key.name)?;
+    let live = value(&policy.status);
+    let desired = policy_status(status.map(|status| &**status), &live, now);
+    write(key, &**policy, &live, desired, &[])
 }
 
 fn write<K>(
@@ -231,13 +270,7 @@ fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String
 
 /// Entries of other controllers stay as they are, before ours.
 fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<String, Value> {
-    let (ours, others): (Vec<_>, Vec<_>) = live["parents"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
-        .into_iter()
-        .partition(|parent| parent["controllerName"] == CONTROLLER);
-    let ours = Value::from(ours);
+    let (ours, others) = ours_and_others(&live["parents"]);
     let parents = status.into_iter().flat_map(|status| &status.parents);
     let desired = parents.map(|parent| {
         let reference = value(&parent.parent_ref);
@@ -253,6 +286,36 @@ fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<St
     });
     let parents = others.into_iter().chain(desired).collect();
     Map::from_iter([("parents".into(), parents)])
+}
+
+/// Entries of other controllers stay as they are, before ours.
+fn policy_status(status: Option<&PolicyStatus>, live: &Value, now: &str) -> Map<String, Value> {
+    let (ours, others) = ours_and_others(&live["ancestors"]);
+    let ancestors = status.into_iter().flat_map(|status| &status.ancestors);
+    let desired = ancestors.map(|ancestor| {
+        let reference = value(&ancestor.ancestor_ref);
+        let live = entry(&ours, |live| live["ancestorRef"] == reference);
+        let mut desired = value(ancestor);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &ancestor.conditions,
+            POLICY_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    let room = ANCESTORS.saturating_sub(others.len());
+    let ancestors = others.into_iter().chain(desired.take(room)).collect();
+    Map::from_iter([("ancestors".into(), ancestors)])
+}
+
+/// The entries of a status that are ours, and those of other controllers.
+fn ours_and_others(entries: &Value) -> (Value, Vec<Value>) {
+    let entries = entries.as_array().cloned().unwrap_or_default();
+    let (ours, others) = entries
+        .into_iter()
+        .partition::<Vec<_>, _>(|entry| entry["controllerName"] == CONTROLLER);
+    (ours.into(), others)
 }
 
 /// The conditions there, with ours in the place of those of the types that are ours. A condition

@@ -139,7 +139,7 @@ impl Objects {
         let spoken = Spoken::of(object.app_protocol(port));
         let backend = Backend {
             protocol: spoken.protocol(),
-            tls: None,
+            tls: self.backend_tls(&service, object.port_name(port)),
             endpoints,
         };
         if let Some(problem) = spoken.problem(route.kind, backend.tls.is_some()) {

@@ -15,12 +15,15 @@
 //! order in which they came.
 
 mod app_protocols;
+mod authorities;
+mod backend_tls;
 mod backends;
 mod certificates;
 mod changes;
 mod classes;
 mod conflicts;
 mod evaluation;
+mod frontend;
 mod gateways;
 mod grants;
 mod http;
@@ -28,6 +31,7 @@ mod links;
 mod listeners;
 mod nodes;
 mod objects;
+mod policies;
 mod routes;
 mod services;
 pub mod status;
@@ -37,8 +41,8 @@ pub use objects::{Key, Kind};
 use crate::{
     api::{
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-            tcproutes::TcpRoute,
+            backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+            httproutes::HttpRoute, tcproutes::TcpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -80,6 +84,7 @@ pub struct Subjects {
     pub gateways: Table<Gateway>,
     pub tcp_routes: Table<TcpRoute>,
     pub http_routes: Table<HttpRoute>,
+    pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
 }
@@ -108,6 +113,7 @@ impl Index {
             gateways: self.objects.gateways.clone(),
             tcp_routes: self.objects.tcp_routes.clone(),
             http_routes: self.objects.http_routes.clone(),
+            backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
         }
     }

@@ -1,4 +1,6 @@
 use super::{
+    authorities::Bundle,
+    backend_tls::Policy,
     certificates::TlsSecret,
     links::{Relation, unscoped},
     routes::Route,
@@ -8,8 +10,8 @@ use crate::{
     api::{
         Object,
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-            referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute,
+            backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+            httproutes::HttpRoute, referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -25,10 +27,12 @@ pub enum Kind {
     Gateway,
     TcpRoute,
     HttpRoute,
+    BackendTlsPolicy,
     ReferenceGrant,
     Service,
     EndpointSlice,
     Secret,
+    ConfigMap,
     Namespace,
     Tailnet,
 }
@@ -48,6 +52,10 @@ pub(super) struct Objects {
     pub(super) tcp_routes: Table<TcpRoute>,
     pub(super) http_routes: Table<HttpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    pub(super) backend_tls_policies: Table<BackendTlsPolicy>,
+    /// What is read of those.
+    pub(super) policies: BTreeMap<ObjectName, Policy>,
+    pub(super) policies_of_service: Relation<ObjectName>,
     /// Those of all kinds.
     pub(super) routes: BTreeMap<Key, Route>,
     pub(super) grants: BTreeMap<ObjectName, ReferenceGrantSpec>,
@@ -55,6 +63,7 @@ pub(super) struct Objects {
     pub(super) slices: BTreeMap<ObjectName, SliceEndpoints>,
     pub(super) slices_of_service: Relation<ObjectName>,
     pub(super) secrets: BTreeMap<ObjectName, TlsSecret>,
+    pub(super) config_maps: BTreeMap<ObjectName, Bundle>,
     /// Labels of the namespaces.
     pub(super) namespaces: BTreeMap<ObjectName, BTreeMap<String, String>>,
 }
@@ -85,10 +94,12 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::TcpRoute => "TCPRoute",
             Self::HttpRoute => "HTTPRoute",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
             Self::Namespace => "Namespace",
             Self::Tailnet => "TailscaleTailnet",
         }
@@ -110,9 +121,11 @@ impl Key {
             Object::Gateway(o) => (Kind::Gateway, &o.metadata, true),
             Object::TcpRoute(o) => (Kind::TcpRoute, &o.metadata, true),
             Object::HttpRoute(o) => (Kind::HttpRoute, &o.metadata, true),
+            Object::BackendTlsPolicy(o) => (Kind::BackendTlsPolicy, &o.metadata, true),
             Object::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata, true),
             Object::Service(o) => (Kind::Service, &o.metadata, true),
             Object::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata, true),
+            Object::ConfigMap(o) => (Kind::ConfigMap, &o.metadata, true),
             Object::Secret(o) => (Kind::Secret, &o.metadata, true),
             Object::Namespace(o) => (Kind::Namespace, &o.metadata, false),
             Object::Tailnet(o) => (Kind::Tailnet, &o.metadata, false),
@@ -164,9 +177,14 @@ impl Objects {
             (Kind::TcpRoute, names(self.tcp_routes.keys())),
             (Kind::HttpRoute, names(self.http_routes.keys())),
             (Kind::Tailnet, names(self.tailnets.keys())),
+            (
+                Kind::BackendTlsPolicy,
+                names(self.backend_tls_policies.keys()),
+            ),
             (Kind::ReferenceGrant, names(self.grants.keys())),
             (Kind::Service, names(self.services.keys())),
             (Kind::EndpointSlice, names(self.slices.keys())),
+            (Kind::ConfigMap, names(self.config_maps.keys())),
             (Kind::Secret, names(self.secrets.keys())),
             (Kind::Namespace, names(self.namespaces.keys())),
         ];

@@ -89,6 +89,12 @@ const KINDS: &[Watched] = &[
     ),
     gateway_kind(Kind::TcpRoute, "TCPRoute", "tcproutes", &["v1", "v1alpha2"]),
     gateway_kind(
+        Kind::BackendTlsPolicy,
+        "BackendTLSPolicy",
+        "backendtlspolicies",
+        &["v1"],
+    ),
+    gateway_kind(
         Kind::ReferenceGrant,
         "ReferenceGrant",
         "referencegrants",
@@ -107,6 +113,13 @@ const KINDS: &[Watched] = &[
         group: "discovery.k8s.io",
         versions: &["v1"],
         plural: "endpointslices",
+    },
+    Watched {
+        kind: Kind::ConfigMap,
+        name: "ConfigMap",
+        group: "",
+        versions: &["v1"],
+        plural: "configmaps",
     },
     Watched {
         kind: Kind::Namespace,
@@ -399,6 +412,8 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::Gateway => parse(value).map(Object::Gateway),
         Kind::TcpRoute => parse(value).map(Object::TcpRoute),
         Kind::HttpRoute => parse(value).map(Object::HttpRoute),
+        Kind::BackendTlsPolicy => parse(value).map(Object::BackendTlsPolicy),
+        Kind::ConfigMap => parse(value).map(Object::ConfigMap),
         Kind::ReferenceGrant => parse(value).map(Object::ReferenceGrant),
         Kind::Service => parse(value).map(Object::Service),
         Kind::EndpointSlice => parse(value).map(Object::EndpointSlice),

@@ -2,6 +2,8 @@
 //! have no API server, so they are held here. What the index turns into a condition of one
 //! listener or route is left to it.
 
+mod tls;
+
 use crate::{
     api::{
         Object,
@@ -40,6 +42,11 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
         Object::Gateway(o) => {
             metadata(&mut found, &o.metadata);
             gateway(&mut found, o);
+            tls::gateway(&mut found, o);
+        }
+        Object::BackendTlsPolicy(o) => {
+            metadata(&mut found, &o.metadata);
+            tls::backend_tls_policy(&mut found, o);
         }
         Object::HttpRoute(o) => metadata(&mut found, &o.metadata),
         Object::TcpRoute(o) => {
@@ -58,6 +65,7 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             metadata(&mut found, &o.metadata);
             endpoint_slice(&mut found, o);
         }
+        Object::ConfigMap(o) => metadata(&mut found, &o.metadata),
         Object::Secret(o) => metadata(&mut found, &o.metadata),
         Object::Namespace(o) => metadata(&mut found, &o.metadata),
         Object::Tailnet(o) => metadata(&mut found, &o.metadata),
