@@ -84,6 +84,13 @@ fn rows(statuses: &Statuses) -> Vec<Row> {
             rows.extend(told(key.kind.as_str(), &name, &part, &parent.conditions));
         }
     }
+    for policy in statuses.policies.values() {
+        let name = policy.name.to_string();
+        for ancestor in &policy.ancestors {
+            let part = part(&ancestor.ancestor_ref);
+            rows.extend(told("BackendTLSPolicy", &name, &part, &ancestor.conditions));
+        }
+    }
     for (key, messages) in &statuses.unclaimed {
         rows.extend(messages.iter().map(|message| Row {
             mark: Mark::Refusal,
@@ -130,7 +137,9 @@ fn told<'a>(
         let tells = match condition.kind {
             c::ACCEPTED => true,
             c::RESOLVED_REFS => !condition.status,
-            c::PARTIALLY_INVALID | c::INVALID_ANNOTATIONS => condition.status,
+            c::PARTIALLY_INVALID
+            | c::INVALID_ANNOTATIONS
+            | c::INSECURE_FRONTEND_VALIDATION_MODE => condition.status,
             // What is not accepted is not programmed either, and its conflict is the reason.
             _ => accepted && condition.is_refusal(),
         };
@@ -249,6 +258,16 @@ pub fn yaml(statuses: &Statuses) -> String {
             },
         )
     });
+    let policies = statuses.policies.values().map(|policy| {
+        document(
+            "gateway.networking.k8s.io/v1",
+            "BackendTLSPolicy",
+            &policy.name,
+            &PolicyBody {
+                ancestors: &policy.ancestors,
+            },
+        )
+    });
     let unclaimed = statuses.unclaimed.iter().flat_map(|(key, messages)| {
         let messages = messages.iter();
         messages.map(move |message| format!("---\n# {} {}: {message}\n", key.kind, key.name))
@@ -256,6 +275,7 @@ pub fn yaml(statuses: &Statuses) -> String {
     classes
         .chain(gateways)
         .chain(routes)
+        .chain(policies)
         .chain(unclaimed)
         .collect()
 }
@@ -291,6 +311,11 @@ struct GatewayBody<'a> {
 #[derive(Serialize)]
 struct RouteBody<'a> {
     parents: &'a [crate::index::status::ParentStatus],
+}
+
+#[derive(Serialize)]
+struct PolicyBody<'a> {
+    ancestors: &'a [crate::index::status::AncestorStatus],
 }
 
 impl<'a> GatewayBody<'a> {

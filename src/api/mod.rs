@@ -7,11 +7,12 @@ pub mod tailnets;
 pub mod gateway_api;
 
 use gateway_api::{
-    gatewayclasses::GatewayClass, gateways::Gateway, grpcroutes::GrpcRoute, httproutes::HttpRoute,
-    referencegrants::ReferenceGrant, tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
+    backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+    grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant,
+    tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
 };
 use k8s_openapi::api::{
-    core::v1::{Namespace, Secret, Service},
+    core::v1::{ConfigMap, Namespace, Secret, Service},
     discovery::v1::EndpointSlice,
 };
 use tailnets::TailscaleTailnet;
@@ -60,10 +61,12 @@ pub enum Object {
     GrpcRoute(Box<GrpcRoute>),
     TlsRoute(Box<TlsRoute>),
     UdpRoute(Box<UdpRoute>),
+    BackendTlsPolicy(Box<BackendTlsPolicy>),
     ReferenceGrant(Box<ReferenceGrant>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Secret(Box<Secret>),
+    ConfigMap(Box<ConfigMap>),
     Namespace(Box<Namespace>),
     Tailnet(Box<TailscaleTailnet>),
 }

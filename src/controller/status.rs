@@ -5,7 +5,7 @@ use crate::{
     api::{CONTROLLER, conditions as c},
     index::{
         Key, Kind,
-        status::{Condition, GatewayStatus, RouteStatus},
+        status::{Condition, GatewayStatus, PolicyStatus, RouteStatus},
     },
     model::{ObjectName, Table},
 };
@@ -40,11 +40,16 @@ pub struct News {
 
 /// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
 const FEATURES: &[&str] = &[
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
     "GRPCRoute",
     "GRPCRouteNamedRouteRule",
     "GRPCRouteRequestHeaderModifier",
     "Gateway",
     "GatewayAddressEmpty",
+    "GatewayBackendClientCertificate",
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
     "GatewayHTTPListenerIsolation",
     "GatewayHTTPSListenerDetectMisdirectedRequests",
     "GatewayInfrastructure",
@@ -54,6 +59,7 @@ const FEATURES: &[&str] = &[
     "HTTPRoute303RedirectStatusCode",
     "HTTPRoute307RedirectStatusCode",
     "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
     "HTTPRouteBackendProtocolWebSocket",
     "HTTPRouteBackendRequestHeaderModification",
     "HTTPRouteBackendTimeout",
@@ -91,6 +97,8 @@ const GATEWAY_CONDITIONS: &[&str] = &[
     c::TAILNET_READY,
     c::CERTIFICATE_READY,
     c::INVALID_ANNOTATIONS,
+    c::RESOLVED_REFS,
+    c::INSECURE_FRONTEND_VALIDATION_MODE,
 ];
 const LISTENER_CONDITIONS: &[&str] = &[
     c::ACCEPTED,
@@ -107,6 +115,11 @@ const PARENT_CONDITIONS: &[&str] = &[
     c::INVALID_ANNOTATIONS,
 ];
 
+const POLICY_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS];
+
+/// Entries that `status.ancestors` can have, those of others too (Gateway API `PolicyStatus`).
+const ANCESTORS: usize = 16;
+
 /// The objects whose statuses may have to be written, as they or what follows for them changed.
 pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
     let (now, then) = (&world.outcome.statuses, &before.outcome.statuses);
@@ -122,6 +135,16 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
         (
             Kind::TcpRoute,
             subjects.tcp_routes.differences(&old.tcp_routes),
+        ),
+        (
+            Kind::BackendTlsPolicy,
+            now.policies.differences(&then.policies),
+        ),
+        (
+            Kind::BackendTlsPolicy,
+            subjects
+                .backend_tls_policies
+                .differences(&old.backend_tls_policies),
         ),
         (
             Kind::HttpRoute,
@@ -163,6 +186,7 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
         Kind::GrpcRoute => of_route(world, key, &world.subjects.grpc_routes, |r| &r.status, &now),
         Kind::TlsRoute => of_route(world, key, &world.subjects.tls_routes, |r| &r.status, &now),
         Kind::UdpRoute => of_route(world, key, &world.subjects.udp_routes, |r| &r.status, &now),
+        Kind::BackendTlsPolicy => of_policy(world, key, &now),
         _ => None,
     };
     objects.iter().filter_map(plan).collect()
@@ -201,6 +225,15 @@ where
     let live = value(live(route));
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])
+}
+
+/// A policy without a status may still carry one of ours.
+fn of_policy(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.policies.get(&key.name);
+    let policy = world.subjects.backend_tls_policies.get(&key.name)?;
+    let live = value(&policy.status);
+    let desired = policy_status(status.map(|status| &**status), &live, now);
+    write(key, &**policy, &live, desired, &[])
 }
 
 fn write<K>(
@@ -293,13 +326,7 @@ fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String
 
 /// Entries of other controllers stay as they are, before ours.
 fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<String, Value> {
-    let (ours, others): (Vec<_>, Vec<_>) = live["parents"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
-        .into_iter()
-        .partition(|parent| parent["controllerName"] == CONTROLLER);
-    let ours = Value::from(ours);
+    let (ours, others) = ours_and_others(&live["parents"]);
     let parents = status.into_iter().flat_map(|status| &status.parents);
     let desired = parents.map(|parent| {
         let reference = value(&parent.parent_ref);
@@ -315,6 +342,36 @@ fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<St
     });
     let parents = others.into_iter().chain(desired).collect();
     Map::from_iter([("parents".into(), parents)])
+}
+
+/// Entries of other controllers stay as they are, before ours.
+fn policy_status(status: Option<&PolicyStatus>, live: &Value, now: &str) -> Map<String, Value> {
+    let (ours, others) = ours_and_others(&live["ancestors"]);
+    let ancestors = status.into_iter().flat_map(|status| &status.ancestors);
+    let desired = ancestors.map(|ancestor| {
+        let reference = value(&ancestor.ancestor_ref);
+        let live = entry(&ours, |live| live["ancestorRef"] == reference);
+        let mut desired = value(ancestor);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &ancestor.conditions,
+            POLICY_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    let room = ANCESTORS.saturating_sub(others.len());
+    let ancestors = others.into_iter().chain(desired.take(room)).collect();
+    Map::from_iter([("ancestors".into(), ancestors)])
+}
+
+/// The entries of a status that are ours, and those of other controllers.
+fn ours_and_others(entries: &Value) -> (Value, Vec<Value>) {
+    let entries = entries.as_array().cloned().unwrap_or_default();
+    let (ours, others) = entries
+        .into_iter()
+        .partition::<Vec<_>, _>(|entry| entry["controllerName"] == CONTROLLER);
+    (ours.into(), others)
 }
 
 /// The conditions there, with ours in the place of those of the types that are ours. A condition

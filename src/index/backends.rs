@@ -2,6 +2,7 @@
 
 use super::{
     Key, Kind,
+    app_protocols::Spoken,
     grants::Reference,
     http,
     objects::Objects,
@@ -130,11 +131,21 @@ impl Objects {
         let endpoints = object
             .endpoints(&service, port, transport, self.slices(&service))
             .map_err(not_found)?;
+        let spoken = Spoken::of(object.app_protocol(port));
+        let backend = Backend {
+            protocol: spoken.protocol(),
+            tls: self.backend_tls(&service, object.port_name(port)),
+            endpoints,
+        };
+        if let Some(problem) = spoken.problem(route.kind, backend.tls.is_some()) {
+            let message = format!("port {port} of Service {service} {problem}");
+            return Err(Finding::new(c::UNSUPPORTED_PROTOCOL, message));
+        }
         let id = BackendId {
             service,
             port,
             transport,
         };
-        Ok((id, Backend::new(endpoints)))
+        Ok((id, backend))
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     Index, Key, Kind, Verdict,
     annotations::http_options,
+    authorities::Bundle,
     certificates::TlsSecret,
     links::{Stage, unscoped},
     routes::Route,
@@ -51,6 +52,8 @@ impl Index {
                 self.set_route(Kind::UdpRoute, name, Some(Route::of_udp(name, &o)));
                 self.objects.udp_routes.set(name, Some(Arc::from(o)));
             }
+            Object::BackendTlsPolicy(o) => self.set_policy(name, Some(Arc::from(o))),
+            Object::ConfigMap(o) => self.set_config_map(name, Some(Bundle::of(&o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
             Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
             Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
@@ -72,6 +75,8 @@ impl Index {
             | Kind::GrpcRoute
             | Kind::TlsRoute
             | Kind::UdpRoute => self.delete_route(key),
+            Kind::BackendTlsPolicy => self.set_policy(name, None),
+            Kind::ConfigMap => self.set_config_map(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
             Kind::ReferenceGrant => self.set_grant(name, None),
             Kind::Service => self.set_service(name, None),
@@ -185,6 +190,8 @@ impl Index {
         let namespace = &name.namespace;
         let gateways = self.links.gateways_of_secret.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
+        let gateways = self.links.gateways_of_config_map.of_namespace(namespace);
+        self.pending.gateways(gateways, Stage::Listeners);
         let routes = self.links.routes_of_service.of_namespace(namespace);
         self.pending.backends.extend(routes.cloned());
     }
@@ -192,6 +199,7 @@ impl Index {
     fn set_service(&mut self, name: &ObjectName, service: Option<ServicePorts>) {
         if replace(&mut self.objects.services, name, service).is_some() {
             self.endpoints_changed(name);
+            self.mark_policies(name);
         }
     }
 
@@ -208,7 +216,7 @@ impl Index {
         }
     }
 
-    fn endpoints_changed(&mut self, service: &ObjectName) {
+    pub(super) fn endpoints_changed(&mut self, service: &ObjectName) {
         let routes = self.links.routes_of_service.of(service).cloned();
         self.pending.backends.extend(routes);
     }
@@ -248,7 +256,7 @@ fn is_same(old: Option<&Gateway>, new: Option<&Gateway>) -> bool {
 /// Puts a value in the place of the one there, or removes it. Gives the one that was there when
 /// that changed anything.
 #[expect(clippy::option_option, reason = "nothing may have been there before")]
-fn replace<K: Ord + Clone, V: PartialEq>(
+pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
     values: &mut BTreeMap<K, V>,
     key: &K,
     value: Option<V>,

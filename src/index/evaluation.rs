@@ -20,12 +20,12 @@ use std::collections::BTreeMap;
 pub(super) struct Evaluated {
     /// Those of ours.
     classes: BTreeMap<ObjectName, Class>,
-    candidates: BTreeMap<ObjectName, Candidate>,
+    pub(super) candidates: BTreeMap<ObjectName, Candidate>,
     names: Names,
     /// The backends of each route.
-    resolved: BTreeMap<Key, Resolved>,
+    pub(super) resolved: BTreeMap<Key, Resolved>,
     /// By Gateway.
-    attached: BTreeMap<ObjectName, Attached>,
+    pub(super) attached: BTreeMap<ObjectName, Attached>,
 }
 
 impl Index {
@@ -48,6 +48,9 @@ impl Index {
         }
         for route in std::mem::take(&mut self.pending.route_statuses) {
             self.conclude_route(&route);
+        }
+        for policy in std::mem::take(&mut self.pending.policies) {
+            self.conclude_policy(&policy);
         }
         self.outcome.clone()
     }
@@ -100,7 +103,9 @@ impl Index {
 
     fn resolve_backends(&mut self, key: Key) {
         let Some(route) = self.objects.routes.get(&key) else {
-            self.evaluated.resolved.remove(&key);
+            if let Some(before) = self.evaluated.resolved.remove(&key) {
+                self.mark_policies_of(&before);
+            }
             return;
         };
         let resolved = self.objects.resolve_backends(&key, route);
@@ -117,7 +122,10 @@ impl Index {
         if before.is_none_or(|before| before.findings != resolved.findings) {
             self.pending.route_statuses.insert(key.clone());
         }
-        self.evaluated.resolved.insert(key, resolved);
+        self.mark_policies_of(&resolved);
+        if let Some(before) = self.evaluated.resolved.insert(key, resolved) {
+            self.mark_policies_of(&before);
+        }
     }
 
     fn attach_routes(&mut self, gateway: &ObjectName) {
@@ -134,6 +142,8 @@ impl Index {
         let changed = differences(&before.results, &now.results, PartialEq::eq);
         let routes = changed.into_iter().map(|(route, _)| route.clone());
         self.pending.route_statuses.extend(routes);
+        let both = before.results.keys().chain(now.results.keys());
+        self.mark_policies_of_routes(both.map(|(route, _)| route));
     }
 
     /// The Snapshot and the status of a Gateway.

@@ -4,6 +4,7 @@ use super::{
     annotations::http_options,
     backends::Resolved,
     classes::Class,
+    frontend, links,
     listeners::{Listener, Protocol},
     nodes::{Names, WantedNode, wanted_node},
     objects::{Key, Kind, Objects, Precedence, generation, precedence},
@@ -13,10 +14,10 @@ use super::{
 use crate::{
     api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
-        AttachedRoute, CertificateReport, Forward, HostnamePattern, HttpListener, HttpOptions,
-        HttpRouteKind, Issuance, NamedForward, NodeName, NodeReport, NodeSpec, ObjectName, Port,
-        Programmed, RouteId, Snapshot, TailnetState, TcpListener, Termination, TlsListener,
-        TlsMode, TlsRoutes, UdpListener, Unready,
+        AttachedRoute, Backend, Certificate, CertificateReport, Forward, HostnamePattern,
+        HttpListener, HttpOptions, HttpRouteKind, Issuance, NamedForward, NodeName, NodeReport,
+        NodeSpec, ObjectName, Port, Programmed, RouteId, Snapshot, TailnetState, TcpListener,
+        Termination, TlsListener, TlsMode, TlsRoutes, UdpListener, Unready,
     },
 };
 use std::{
@@ -39,6 +40,10 @@ pub(super) struct Candidate {
     /// Whether its node is there already. What keeps new nodes from being made, such as
     /// credentials that were revoked, does not end this one.
     has_node: bool,
+    /// What it shows of itself to backends.
+    client_certificate: Option<Result<Certificate, Finding>>,
+    /// Where clients are let in whose certificates are not valid.
+    insecure: Option<Finding>,
     /// The node it asks to be, or why it can be none.
     node: Result<WantedNode, Finding>,
 }
@@ -79,6 +84,23 @@ fn own_parameters(gateway: &Gateway) -> Result<(), Finding> {
     }
 }
 
+fn client_certificate(
+    objects: &Objects,
+    name: &ObjectName,
+    gateway: &Gateway,
+) -> Option<Result<Certificate, Finding>> {
+    let reference = links::client_certificate(gateway);
+    // The same words, of another type.
+    let reference = super::same(reference)?;
+    let certificate = objects.certificate((Kind::Gateway, &name.namespace), &reference);
+    Some(certificate.map_err(|finding| match finding.reason {
+        c::INVALID_CERTIFICATE_REF => {
+            Finding::new(c::INVALID_CLIENT_CERTIFICATE_REF, finding.message)
+        }
+        _ => finding,
+    }))
+}
+
 fn route_id(key: &Key) -> RouteId {
     RouteId {
         kind: match key.kind {
@@ -111,6 +133,8 @@ impl Candidate {
             ignored,
             parameters: parameters.and_then(|()| own_parameters(gateway)),
             has_node,
+            client_certificate: client_certificate(objects, name, gateway),
+            insecure: frontend::insecure(gateway),
             node,
         }
     }
@@ -146,6 +170,23 @@ impl Candidate {
             c::LISTENERS_NOT_VALID,
             "no listener is accepted",
         ))
+    }
+
+    /// Whether all that it refers to was found, when it refers to something besides its listeners
+    /// (Gateway API, `ResolvedRefs` of a Gateway).
+    fn resolved_refs(&self) -> Option<Condition> {
+        let own = self.client_certificate.as_ref()?.as_ref().err().cloned();
+        let unresolved = self.listeners.iter();
+        let unresolved: Vec<_> = unresolved
+            .filter(|listener| listener.unresolved.is_some())
+            .map(|listener| listener.name.as_str())
+            .collect();
+        let of_listeners = (!unresolved.is_empty()).then(|| {
+            let message = format!("see listener {}", unresolved.join(", "));
+            Finding::new(c::LISTENERS_NOT_RESOLVED, message)
+        });
+        let finding = own.or(of_listeners);
+        Some(Condition::of(c::RESOLVED_REFS, finding, self.generation))
     }
 
     fn accepted(&self, unaccepted: Option<Finding>) -> Condition {
@@ -205,7 +246,8 @@ impl Known<'_> {
         let backends = served
             .iter()
             .filter_map(resolved)
-            .flat_map(|resolved| resolved.backends.clone());
+            .flat_map(|resolved| &resolved.backends)
+            .map(|(id, backend)| (id.clone(), self.showing_certificate(backend)));
         Some(Snapshot {
             gateway: self.candidate.name.clone(),
             generation: self.candidate.generation,
@@ -218,6 +260,18 @@ impl Known<'_> {
             http_routes: http_routes.collect(),
             backends: backends.collect(),
         })
+    }
+
+    /// A backend, shown the certificate of this Gateway. Without one that can be used, it decides
+    /// itself what it thinks of that.
+    fn showing_certificate(&self, backend: &Backend) -> Backend {
+        let mut backend = backend.clone();
+        if let (Some(tls), Some(Ok(certificate))) =
+            (&mut backend.tls, &self.candidate.client_certificate)
+        {
+            tls.certificate = Some(certificate.clone());
+        }
+        backend
     }
 
     /// Where what comes to a listener of bytes goes.
@@ -303,7 +357,7 @@ impl Known<'_> {
                         mode: TlsMode::Terminate(Termination {
                             certificates: certificates.clone(),
                             alpn: vec!["h2".into(), "http/1.1".into()],
-                            clients: None,
+                            clients: listener.clients.clone(),
                             routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
                         }),
                     };
@@ -323,7 +377,7 @@ impl Known<'_> {
                         mode: TlsMode::Terminate(Termination {
                             certificates: certificates.clone(),
                             alpn: alpn.clone(),
-                            clients: None,
+                            clients: listener.clients.clone(),
                             routes: TlsRoutes::Forwards(self.forwards(listener)),
                         }),
                     };
@@ -396,6 +450,11 @@ impl Known<'_> {
             self.candidate.accepted(unaccepted),
             Condition::of(c::PROGRAMMED, programmed, generation),
         ];
+        conditions.extend(self.candidate.resolved_refs());
+        let insecure = self.candidate.insecure.clone();
+        conditions.extend(insecure.map(|finding| {
+            Condition::negative(c::INSECURE_FRONTEND_VALIDATION_MODE, finding, generation)
+        }));
         let reports = self.report.into_iter();
         conditions.extend(reports.flat_map(|report| node_conditions(report, generation)));
         let ignored = self.candidate.ignored.clone();

@@ -15,7 +15,7 @@ use crate::{
             GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTls,
         },
     },
-    model::{Certificate, Certificates, HostnamePattern, ObjectName},
+    model::{Certificate, Certificates, ClientValidation, HostnamePattern, ObjectName},
 };
 use std::collections::BTreeMap;
 
@@ -38,6 +38,8 @@ pub(super) struct Listener {
     pub(super) conflict: Option<Finding>,
     /// The listeners whose hostnames overlap with its own.
     pub(super) overlap: Option<Finding>,
+    /// What is asked of clients.
+    pub(super) clients: Option<ClientValidation>,
     allowed: Allowed,
 }
 
@@ -139,6 +141,7 @@ impl Objects {
             unresolved: None,
             conflict: None,
             overlap: None,
+            clients: None,
             allowed: Allowed::of(spec),
         };
         let mut unresolved = Vec::new();
@@ -151,9 +154,9 @@ impl Objects {
             "TLS" if is_passthrough(spec) => passthrough(spec),
             "HTTP" => http(spec),
             "HTTPS" => self
-                .tls(name, gateway, spec, node, &mut unresolved)
+                .tls(name, spec, node, &mut unresolved)
                 .map(Protocol::with_http),
-            "TLS" => self.tls(name, gateway, spec, node, &mut unresolved),
+            "TLS" => self.tls(name, spec, node, &mut unresolved),
             other => Err(Finding::new(
                 c::UNSUPPORTED_PROTOCOL,
                 format!("protocol {other} is not supported: use HTTP, HTTPS, TLS, TCP or UDP"),
@@ -167,6 +170,15 @@ impl Objects {
             let message = format!("port {} is no port: use 1 to 65535", spec.port);
             listener.unaccepted = Some(Finding::new(c::UNSUPPORTED_VALUE, message));
         }
+        if listener.protocol.as_ref().is_some_and(Protocol::terminates)
+            && let Some(clients) = self.clients(name, gateway, spec.port)
+        {
+            unresolved.extend(clients.unresolved);
+            match clients.validation {
+                Ok(validation) => listener.clients = Some(validation),
+                Err(finding) => listener.unaccepted = Some(finding),
+            }
+        }
         if let Some(protocol) = &listener.protocol {
             listener.unserved = protocol.unserved();
             listener.note = protocol.note().unwrap_or_default();
@@ -178,7 +190,6 @@ impl Objects {
     fn tls(
         &self,
         name: &ObjectName,
-        gateway: &Gateway,
         spec: &GatewayListeners,
         node: Option<&WantedNode>,
         unresolved: &mut Vec<Finding>,
@@ -189,17 +200,12 @@ impl Objects {
                 "an HTTPS listener ends TLS: use mode Terminate, or protocol TLS to pass it on",
             ));
         }
-        if validates_clients(gateway, spec.port) {
-            return Err(unsupported(
-                "spec.tls.frontend asks for client certificates, which are not supported: remove it, the tailnet's access rules decide who connects",
-            ));
-        }
         let hostname = hostname_of(spec)?;
         let alpn = options(&tls)?;
         let tailnet = node.is_none_or(|node| node.may_be(hostname.as_ref()));
         let mut secrets = Vec::new();
         for reference in tls.certificate_refs.iter().flatten() {
-            match self.certificate(name, reference) {
+            match self.certificate((Kind::Gateway, &name.namespace), reference) {
                 Ok(certificate) => secrets.push(certificate),
                 Err(mut finding) => {
                     if let (true, Some(node)) = (tailnet, node) {
@@ -298,27 +304,6 @@ fn options(tls: &GatewayListenersTls) -> Result<Vec<String>, Finding> {
     }
 }
 
-/// Whether the Gateway wants client certificates on this port; a port of its own goes before the
-/// default (Gateway API, `spec.tls.frontend`).
-fn validates_clients(gateway: &Gateway, port: i32) -> bool {
-    let frontend = gateway
-        .spec
-        .tls
-        .as_ref()
-        .and_then(|tls| tls.frontend.as_ref());
-    frontend.is_some_and(|frontend| {
-        let of_port = frontend
-            .per_port
-            .iter()
-            .flatten()
-            .find(|of| of.port == port);
-        match of_port {
-            Some(of_port) => of_port.tls.validation.is_some(),
-            None => frontend.default.validation.is_some(),
-        }
-    })
-}
-
 /// Those of `own` that the listener allows.
 fn supported_kinds(
     spec: &GatewayListeners,
@@ -403,6 +388,17 @@ impl Listener {
 }
 
 impl Protocol {
+    /// Whether TLS ends here.
+    fn terminates(&self) -> bool {
+        matches!(self, Self::Https { .. } | Self::Tls { .. })
+    }
+
+    /// Whether what clients say is read here, so that it is said anew to backends; bytes are
+    /// passed on as they are.
+    pub(super) fn ends_here(&self) -> bool {
+        self.terminates() || matches!(self, Self::Http { .. })
+    }
+
     fn with_http(self) -> Self {
         match self {
             Self::Tls {

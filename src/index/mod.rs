@@ -15,6 +15,9 @@
 //! order in which they came.
 
 mod annotations;
+mod app_protocols;
+mod authorities;
+mod backend_tls;
 mod backends;
 mod certificates;
 mod changes;
@@ -22,6 +25,7 @@ mod claims;
 mod classes;
 mod conflicts;
 mod evaluation;
+mod frontend;
 mod gateways;
 mod grants;
 mod grpc;
@@ -31,6 +35,7 @@ mod links;
 mod listeners;
 mod nodes;
 mod objects;
+mod policies;
 mod routes;
 mod services;
 pub mod status;
@@ -40,8 +45,9 @@ pub use objects::{Key, Kind};
 use crate::{
     api::{
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, grpcroutes::GrpcRoute,
-            httproutes::HttpRoute, tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
+            backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+            grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute, tlsroutes::TlsRoute,
+            udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -86,6 +92,7 @@ pub struct Subjects {
     pub grpc_routes: Table<GrpcRoute>,
     pub tls_routes: Table<TlsRoute>,
     pub udp_routes: Table<UdpRoute>,
+    pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
 }
@@ -117,6 +124,7 @@ impl Index {
             grpc_routes: self.objects.grpc_routes.clone(),
             tls_routes: self.objects.tls_routes.clone(),
             udp_routes: self.objects.udp_routes.clone(),
+            backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
         }
     }

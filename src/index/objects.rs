@@ -1,4 +1,6 @@
 use super::{
+    authorities::Bundle,
+    backend_tls::Policy,
     certificates::TlsSecret,
     links::{Relation, unscoped},
     routes::Route,
@@ -8,9 +10,9 @@ use crate::{
     api::{
         Object,
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, grpcroutes::GrpcRoute,
-            httproutes::HttpRoute, referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute,
-            tlsroutes::TlsRoute, udproutes::UdpRoute,
+            backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+            grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrantSpec,
+            tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -29,10 +31,12 @@ pub enum Kind {
     GrpcRoute,
     TlsRoute,
     UdpRoute,
+    BackendTlsPolicy,
     ReferenceGrant,
     Service,
     EndpointSlice,
     Secret,
+    ConfigMap,
     Namespace,
     Tailnet,
 }
@@ -55,6 +59,10 @@ pub(super) struct Objects {
     pub(super) tls_routes: Table<TlsRoute>,
     pub(super) udp_routes: Table<UdpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    pub(super) backend_tls_policies: Table<BackendTlsPolicy>,
+    /// What is read of those.
+    pub(super) policies: BTreeMap<ObjectName, Policy>,
+    pub(super) policies_of_service: Relation<ObjectName>,
     /// Those of all kinds.
     pub(super) routes: BTreeMap<Key, Route>,
     pub(super) grants: BTreeMap<ObjectName, ReferenceGrantSpec>,
@@ -62,6 +70,7 @@ pub(super) struct Objects {
     pub(super) slices: BTreeMap<ObjectName, SliceEndpoints>,
     pub(super) slices_of_service: Relation<ObjectName>,
     pub(super) secrets: BTreeMap<ObjectName, TlsSecret>,
+    pub(super) config_maps: BTreeMap<ObjectName, Bundle>,
     /// Labels of the namespaces.
     pub(super) namespaces: BTreeMap<ObjectName, BTreeMap<String, String>>,
 }
@@ -95,10 +104,12 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::UdpRoute => "UDPRoute",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
             Self::Namespace => "Namespace",
             Self::Tailnet => "TailscaleTailnet",
         }
@@ -123,9 +134,11 @@ impl Key {
             Object::GrpcRoute(o) => (Kind::GrpcRoute, &o.metadata, true),
             Object::TlsRoute(o) => (Kind::TlsRoute, &o.metadata, true),
             Object::UdpRoute(o) => (Kind::UdpRoute, &o.metadata, true),
+            Object::BackendTlsPolicy(o) => (Kind::BackendTlsPolicy, &o.metadata, true),
             Object::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata, true),
             Object::Service(o) => (Kind::Service, &o.metadata, true),
             Object::EndpointSlice(o) => (Kind::EndpointSlice, &o.metadata, true),
+            Object::ConfigMap(o) => (Kind::ConfigMap, &o.metadata, true),
             Object::Secret(o) => (Kind::Secret, &o.metadata, true),
             Object::Namespace(o) => (Kind::Namespace, &o.metadata, false),
             Object::Tailnet(o) => (Kind::Tailnet, &o.metadata, false),
@@ -180,9 +193,14 @@ impl Objects {
             (Kind::TlsRoute, names(self.tls_routes.keys())),
             (Kind::UdpRoute, names(self.udp_routes.keys())),
             (Kind::Tailnet, names(self.tailnets.keys())),
+            (
+                Kind::BackendTlsPolicy,
+                names(self.backend_tls_policies.keys()),
+            ),
             (Kind::ReferenceGrant, names(self.grants.keys())),
             (Kind::Service, names(self.services.keys())),
             (Kind::EndpointSlice, names(self.slices.keys())),
+            (Kind::ConfigMap, names(self.config_maps.keys())),
             (Kind::Secret, names(self.secrets.keys())),
             (Kind::Namespace, names(self.namespaces.keys())),
         ];

@@ -28,6 +28,7 @@ struct ServicePort {
     number: i32,
     protocol: String,
     target: Option<i32>,
+    app_protocol: Option<String>,
 }
 
 /// What is read of an EndpointSlice: what takes new connections.
@@ -78,11 +79,29 @@ impl ServicePorts {
                 Some(IntOrString::Int(target)) => Some(target),
                 _ => None,
             },
+            app_protocol: port.app_protocol.clone(),
         });
         Self {
             external_name: external.map(|spec| spec.external_name.clone().unwrap_or_default()),
             ports: ports.collect(),
         }
+    }
+
+    fn port(&self, number: u16, transport: Transport) -> Option<&ServicePort> {
+        let protocol = protocol_of(transport);
+        let mut ports = self.ports.iter();
+        ports.find(|port| port.number == i32::from(number) && port.protocol == protocol)
+    }
+
+    /// What a port says it speaks (`appProtocol`).
+    pub(super) fn app_protocol(&self, number: u16) -> Option<&str> {
+        self.port(number, Transport::Tcp)?.app_protocol.as_deref()
+    }
+
+    /// The name of a port; empty when it has none.
+    pub(super) fn port_name(&self, number: u16) -> &str {
+        self.port(number, Transport::Tcp)
+            .map_or("", |port| &port.name)
     }
 
     /// Where a port is served now. A Service without EndpointSlices is served nowhere.
@@ -94,14 +113,14 @@ impl ServicePorts {
         slices: impl Iterator<Item = &'a SliceEndpoints>,
     ) -> Result<Vec<Endpoint>, String> {
         let protocol = protocol_of(transport);
-        let of_number = || self.ports.iter().filter(|p| p.number == i32::from(port));
-        let service_port = of_number().find(|port| port.protocol == protocol);
+        let service_port = self.port(port, transport);
         if let Some(host) = &self.external_name {
             let target = service_port.and_then(|port| port.target);
             return external(name, host, target, port).map(|endpoint| vec![endpoint]);
         }
         let Some(service_port) = service_port else {
-            return Err(match of_number().next() {
+            let mut ports = self.ports.iter();
+            return Err(match ports.find(|p| p.number == i32::from(port)) {
                 None => format!("Service {name} has no port {port}"),
                 Some(ServicePort {
                     protocol: other, ..

@@ -14,6 +14,8 @@ pub struct Statuses {
     pub gateways: Table<GatewayStatus>,
     /// Those of routes of all kinds.
     pub routes: Table<RouteStatus, Key>,
+    /// Those of BackendTLSPolicies.
+    pub policies: Table<PolicyStatus>,
     /// What is told to people but written to no object, sorted: an object, or a part of one, may be
     /// meant for tailway, but its class or its parent is not there. Says what is missing, and what
     /// to do.
@@ -53,6 +55,21 @@ pub struct RouteStatus {
 #[serde(rename_all = "camelCase")]
 pub struct ParentStatus {
     pub parent_ref: ParentRef,
+    pub controller_name: &'static str,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyStatus {
+    pub name: ObjectName,
+    pub ancestors: Vec<AncestorStatus>,
+}
+
+/// What became of a policy at a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorStatus {
+    pub ancestor_ref: ParentRef,
     pub controller_name: &'static str,
     pub conditions: Vec<Condition>,
 }
@@ -213,8 +230,10 @@ impl Statuses {
         let listeners = self.gateways.values();
         let listeners = listeners.flat_map(|gateway| &gateway.listeners);
         let parents = self.routes.values().flat_map(|route| &route.parents);
+        let ancestors = self.policies.values().flat_map(|policy| &policy.ancestors);
         classes
             .chain(gateways)
+            .chain(ancestors.flat_map(|ancestor| &ancestor.conditions))
             .chain(listeners.flat_map(|listener| &listener.conditions))
             .chain(parents.flat_map(|parent| &parent.conditions))
     }

@@ -98,6 +98,12 @@ const KINDS: &[Watched] = &[
     gateway_kind(Kind::TcpRoute, "TCPRoute", "tcproutes", &["v1", "v1alpha2"]),
     gateway_kind(Kind::UdpRoute, "UDPRoute", "udproutes", &["v1", "v1alpha2"]),
     gateway_kind(
+        Kind::BackendTlsPolicy,
+        "BackendTLSPolicy",
+        "backendtlspolicies",
+        &["v1"],
+    ),
+    gateway_kind(
         Kind::ReferenceGrant,
         "ReferenceGrant",
         "referencegrants",
@@ -116,6 +122,13 @@ const KINDS: &[Watched] = &[
         group: "discovery.k8s.io",
         versions: &["v1"],
         plural: "endpointslices",
+    },
+    Watched {
+        kind: Kind::ConfigMap,
+        name: "ConfigMap",
+        group: "",
+        versions: &["v1"],
+        plural: "configmaps",
     },
     Watched {
         kind: Kind::Namespace,
@@ -411,6 +424,8 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::GrpcRoute => parse(value).map(Object::GrpcRoute),
         Kind::TlsRoute => parse(with_hostnames(value)).map(Object::TlsRoute),
         Kind::UdpRoute => parse(value).map(Object::UdpRoute),
+        Kind::BackendTlsPolicy => parse(value).map(Object::BackendTlsPolicy),
+        Kind::ConfigMap => parse(value).map(Object::ConfigMap),
         Kind::ReferenceGrant => parse(value).map(Object::ReferenceGrant),
         Kind::Service => parse(value).map(Object::Service),
         Kind::EndpointSlice => parse(value).map(Object::EndpointSlice),

@@ -188,6 +188,9 @@ impl Document<'_> {
             (GATEWAY_GROUP, "UDPRoute", "v1" | "v1alpha2" | "v1alpha3") => {
                 Object::UdpRoute(self.parse(value)?)
             }
+            (GATEWAY_GROUP, "BackendTLSPolicy", "v1") => {
+                Object::BackendTlsPolicy(self.parse(value)?)
+            }
             (GATEWAY_GROUP, "ReferenceGrant", "v1" | "v1beta1" | "v1alpha2") => {
                 Object::ReferenceGrant(self.parse(value)?)
             }
@@ -195,6 +198,7 @@ impl Document<'_> {
             ("discovery.k8s.io", "EndpointSlice", "v1") => {
                 Object::EndpointSlice(self.parse(value)?)
             }
+            ("", "ConfigMap", "v1") => Object::ConfigMap(self.parse(value)?),
             ("", "Secret", "v1") => Object::Secret(self.secret(value.clone())?),
             ("", "Namespace", "v1") => Object::Namespace(self.parse(value)?),
             (TAILWAY_GROUP, "TailscaleTailnet", "v1alpha1") => Object::Tailnet(self.parse(value)?),

@@ -40,11 +40,13 @@ fn spec_and_metadata(object: &mut Object) -> Option<(Value, &mut ObjectMeta)> {
         Object::TlsRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::UdpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::TcpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::BackendTlsPolicy(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::ReferenceGrant(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Tailnet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Service(_)
         | Object::EndpointSlice(_)
         | Object::Secret(_)
+        | Object::ConfigMap(_)
         | Object::Namespace(_) => return None,
     };
     Some((spec.ok()?, metadata))

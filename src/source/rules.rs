@@ -4,6 +4,7 @@
 
 mod filters;
 mod routes;
+mod tls;
 
 use crate::{
     api::{
@@ -44,6 +45,11 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
         Object::Gateway(o) => {
             metadata(&mut found, &o.metadata);
             gateway(&mut found, o);
+            tls::gateway(&mut found, o);
+        }
+        Object::BackendTlsPolicy(o) => {
+            metadata(&mut found, &o.metadata);
+            tls::backend_tls_policy(&mut found, o);
         }
         Object::HttpRoute(o) => route(&mut found, Kind::HttpRoute, &o.metadata, &o.spec),
         Object::GrpcRoute(o) => route(&mut found, Kind::GrpcRoute, &o.metadata, &o.spec),
@@ -62,6 +68,7 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             metadata(&mut found, &o.metadata);
             endpoint_slice(&mut found, o);
         }
+        Object::ConfigMap(o) => metadata(&mut found, &o.metadata),
         Object::Secret(o) => metadata(&mut found, &o.metadata),
         Object::Namespace(o) => metadata(&mut found, &o.metadata),
         Object::Tailnet(o) => metadata(&mut found, &o.metadata),

@@ -53,6 +53,7 @@ async fn what_is_new_is_written_whole_and_made_from_the_version_that_was_read() 
         .collect();
     assert!(features.is_sorted(), "{features:?}");
     for kind in [
+        "BackendTLSPolicy",
         "GRPCRoute",
         "Gateway",
         "HTTPRoute",
