@@ -8,7 +8,8 @@ pub mod gateway_api;
 
 use gateway_api::{
     backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
-    httproutes::HttpRoute, referencegrants::ReferenceGrant, tcproutes::TcpRoute,
+    httproutes::HttpRoute, listenersets::ListenerSet, referencegrants::ReferenceGrant,
+    tcproutes::TcpRoute,
 };
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Secret, Service},
@@ -45,6 +46,7 @@ pub enum Object {
     Gateway(Box<Gateway>),
     TcpRoute(Box<TcpRoute>),
     HttpRoute(Box<HttpRoute>),
+    ListenerSet(Box<ListenerSet>),
     BackendTlsPolicy(Box<BackendTlsPolicy>),
     ReferenceGrant(Box<ReferenceGrant>),
     Service(Box<Service>),

@@ -28,6 +28,7 @@ mod gateways;
 mod grants;
 mod http;
 mod links;
+mod listener_sets;
 mod listeners;
 mod nodes;
 mod objects;
@@ -42,7 +43,7 @@ use crate::{
     api::{
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
-            httproutes::HttpRoute, tcproutes::TcpRoute,
+            httproutes::HttpRoute, listenersets::ListenerSet, tcproutes::TcpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -84,6 +85,7 @@ pub struct Subjects {
     pub gateways: Table<Gateway>,
     pub tcp_routes: Table<TcpRoute>,
     pub http_routes: Table<HttpRoute>,
+    pub listener_sets: Table<ListenerSet>,
     pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
@@ -113,6 +115,7 @@ impl Index {
             gateways: self.objects.gateways.clone(),
             tcp_routes: self.objects.tcp_routes.clone(),
             http_routes: self.objects.http_routes.clone(),
+            listener_sets: self.objects.listener_sets.clone(),
             backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
         }

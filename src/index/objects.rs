@@ -3,6 +3,7 @@ use super::{
     backend_tls::Policy,
     certificates::TlsSecret,
     links::{Relation, unscoped},
+    listener_sets::Set,
     routes::Route,
     services::{ServicePorts, SliceEndpoints},
 };
@@ -11,7 +12,8 @@ use crate::{
         Object,
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
-            httproutes::HttpRoute, referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute,
+            httproutes::HttpRoute, listenersets::ListenerSet, referencegrants::ReferenceGrantSpec,
+            tcproutes::TcpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -27,6 +29,7 @@ pub enum Kind {
     Gateway,
     TcpRoute,
     HttpRoute,
+    ListenerSet,
     BackendTlsPolicy,
     ReferenceGrant,
     Service,
@@ -52,6 +55,10 @@ pub(super) struct Objects {
     pub(super) tcp_routes: Table<TcpRoute>,
     pub(super) http_routes: Table<HttpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    pub(super) listener_sets: Table<ListenerSet>,
+    /// What is read of those.
+    pub(super) sets: BTreeMap<ObjectName, Set>,
+    pub(super) sets_of_gateway: Relation<ObjectName>,
     pub(super) backend_tls_policies: Table<BackendTlsPolicy>,
     /// What is read of those.
     pub(super) policies: BTreeMap<ObjectName, Policy>,
@@ -94,6 +101,7 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::TcpRoute => "TCPRoute",
             Self::HttpRoute => "HTTPRoute",
+            Self::ListenerSet => "ListenerSet",
             Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Service => "Service",
@@ -121,6 +129,7 @@ impl Key {
             Object::Gateway(o) => (Kind::Gateway, &o.metadata, true),
             Object::TcpRoute(o) => (Kind::TcpRoute, &o.metadata, true),
             Object::HttpRoute(o) => (Kind::HttpRoute, &o.metadata, true),
+            Object::ListenerSet(o) => (Kind::ListenerSet, &o.metadata, true),
             Object::BackendTlsPolicy(o) => (Kind::BackendTlsPolicy, &o.metadata, true),
             Object::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata, true),
             Object::Service(o) => (Kind::Service, &o.metadata, true),
@@ -177,6 +186,7 @@ impl Objects {
             (Kind::TcpRoute, names(self.tcp_routes.keys())),
             (Kind::HttpRoute, names(self.http_routes.keys())),
             (Kind::Tailnet, names(self.tailnets.keys())),
+            (Kind::ListenerSet, names(self.listener_sets.keys())),
             (
                 Kind::BackendTlsPolicy,
                 names(self.backend_tls_policies.keys()),

@@ -88,6 +88,7 @@ const KINDS: &[Watched] = &[
         &["v1", "v1beta1"],
     ),
     gateway_kind(Kind::TcpRoute, "TCPRoute", "tcproutes", &["v1", "v1alpha2"]),
+    gateway_kind(Kind::ListenerSet, "ListenerSet", "listenersets", &["v1"]),
     gateway_kind(
         Kind::BackendTlsPolicy,
         "BackendTLSPolicy",
@@ -412,6 +413,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::Gateway => parse(value).map(Object::Gateway),
         Kind::TcpRoute => parse(value).map(Object::TcpRoute),
         Kind::HttpRoute => parse(value).map(Object::HttpRoute),
+        Kind::ListenerSet => parse(value).map(Object::ListenerSet),
         Kind::BackendTlsPolicy => parse(value).map(Object::BackendTlsPolicy),
         Kind::ConfigMap => parse(value).map(Object::ConfigMap),
         Kind::ReferenceGrant => parse(value).map(Object::ReferenceGrant),

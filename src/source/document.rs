@@ -178,6 +178,7 @@ impl Document<'_> {
                 Object::TcpRoute(self.parse(value)?)
             }
             (GATEWAY_GROUP, "HTTPRoute", "v1" | "v1beta1") => Object::HttpRoute(self.parse(value)?),
+            (GATEWAY_GROUP, "ListenerSet", "v1") => Object::ListenerSet(self.parse(value)?),
             (GATEWAY_GROUP, "BackendTLSPolicy", "v1") => {
                 Object::BackendTlsPolicy(self.parse(value)?)
             }

@@ -90,6 +90,7 @@ pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
         Object::Gateway(o) => serde_json::to_value(o),
         Object::HttpRoute(o) => serde_json::to_value(o),
         Object::TcpRoute(o) => serde_json::to_value(o),
+        Object::ListenerSet(o) => serde_json::to_value(o),
         Object::BackendTlsPolicy(o) => serde_json::to_value(o),
         Object::ReferenceGrant(o) => serde_json::to_value(o),
         Object::Service(o) => serde_json::to_value(o),
