@@ -77,6 +77,19 @@ fn rows(statuses: &Statuses) -> Vec<Row> {
             }));
         }
     }
+    for set in statuses.listener_sets.values() {
+        let name = set.name.to_string();
+        rows.extend(told("ListenerSet", &name, "", &set.conditions));
+        for listener in &set.listeners {
+            let part = format!("listener {}", listener.name);
+            let listener = told("ListenerSet", &name, &part, &listener.conditions);
+            // What holds the whole set back is said once.
+            rows.extend(listener.filter(|row| {
+                row.condition != c::PROGRAMMED
+                    || set.conditions.iter().all(|own| own.message != row.message)
+            }));
+        }
+    }
     for (key, route) in &statuses.routes {
         let name = route.name.to_string();
         for parent in &route.parents {
@@ -248,6 +261,17 @@ pub fn yaml(statuses: &Statuses) -> String {
             &GatewayBody::of(gateway),
         )
     });
+    let sets = statuses.listener_sets.values().map(|set| {
+        document(
+            "gateway.networking.k8s.io/v1",
+            "ListenerSet",
+            &set.name,
+            &SetBody {
+                conditions: &set.conditions,
+                listeners: &set.listeners,
+            },
+        )
+    });
     let routes = statuses.routes.iter().map(|(key, route)| {
         document(
             "gateway.networking.k8s.io/v1",
@@ -274,6 +298,7 @@ pub fn yaml(statuses: &Statuses) -> String {
     });
     classes
         .chain(gateways)
+        .chain(sets)
         .chain(routes)
         .chain(policies)
         .chain(unclaimed)
@@ -302,8 +327,17 @@ struct ClassBody<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct GatewayBody<'a> {
     addresses: &'a [crate::index::status::Address],
+    conditions: &'a [Condition],
+    listeners: &'a [crate::index::status::ListenerStatus],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attached_listener_sets: Option<i32>,
+}
+
+#[derive(Serialize)]
+struct SetBody<'a> {
     conditions: &'a [Condition],
     listeners: &'a [crate::index::status::ListenerStatus],
 }
@@ -324,6 +358,8 @@ impl<'a> GatewayBody<'a> {
             addresses: &gateway.addresses,
             conditions: &gateway.conditions,
             listeners: &gateway.listeners,
+            attached_listener_sets: Some(gateway.attached_listener_sets)
+                .filter(|attached| *attached > 0),
         }
     }
 }

@@ -35,6 +35,11 @@ pub const LISTENERS_NOT_RESOLVED: &str = "ListenersNotResolved";
 pub const INSECURE_FRONTEND_VALIDATION_MODE: &str = "InsecureFrontendValidationMode";
 pub const CONFIGURATION_CHANGED: &str = "ConfigurationChanged";
 
+// ListenerSet
+pub const NOT_ALLOWED: &str = "NotAllowed";
+pub const PARENT_NOT_ACCEPTED: &str = "ParentNotAccepted";
+pub const PARENT_NOT_PROGRAMMED: &str = "ParentNotProgrammed";
+
 // Listener
 pub const UNSUPPORTED_PROTOCOL: &str = "UnsupportedProtocol";
 pub const UNSUPPORTED_VALUE: &str = "UnsupportedValue";

@@ -8,8 +8,8 @@ pub mod gateway_api;
 
 use gateway_api::{
     backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
-    grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrant,
-    tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
+    grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
+    referencegrants::ReferenceGrant, tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
 };
 use k8s_openapi::api::{
     core::v1::{ConfigMap, Namespace, Secret, Service},
@@ -61,6 +61,7 @@ pub enum Object {
     GrpcRoute(Box<GrpcRoute>),
     TlsRoute(Box<TlsRoute>),
     UdpRoute(Box<UdpRoute>),
+    ListenerSet(Box<ListenerSet>),
     BackendTlsPolicy(Box<BackendTlsPolicy>),
     ReferenceGrant(Box<ReferenceGrant>),
     Service(Box<Service>),

@@ -5,7 +5,7 @@ use crate::{
     api::{CONTROLLER, conditions as c},
     index::{
         Key, Kind,
-        status::{Condition, GatewayStatus, PolicyStatus, RouteStatus},
+        status::{Condition, GatewayStatus, ListenerStatus, PolicyStatus, RouteStatus},
     },
     model::{ObjectName, Table},
 };
@@ -82,6 +82,7 @@ const FEATURES: &[&str] = &[
     "HTTPRouteRetryCodes",
     "HTTPRouteRetryConnectionError",
     "HTTPRouteSchemeRedirect",
+    "ListenerSet",
     "ReferenceGrant",
     "TCPRoute",
     "TLSRoute",
@@ -115,6 +116,7 @@ const PARENT_CONDITIONS: &[&str] = &[
     c::INVALID_ANNOTATIONS,
 ];
 
+const SET_CONDITIONS: &[&str] = &[c::ACCEPTED, c::PROGRAMMED];
 const POLICY_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS];
 
 /// Entries that `status.ancestors` can have, those of others too (Gateway API `PolicyStatus`).
@@ -135,6 +137,14 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
         (
             Kind::TcpRoute,
             subjects.tcp_routes.differences(&old.tcp_routes),
+        ),
+        (
+            Kind::ListenerSet,
+            now.listener_sets.differences(&then.listener_sets),
+        ),
+        (
+            Kind::ListenerSet,
+            subjects.listener_sets.differences(&old.listener_sets),
         ),
         (
             Kind::BackendTlsPolicy,
@@ -186,6 +196,7 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
         Kind::GrpcRoute => of_route(world, key, &world.subjects.grpc_routes, |r| &r.status, &now),
         Kind::TlsRoute => of_route(world, key, &world.subjects.tls_routes, |r| &r.status, &now),
         Kind::UdpRoute => of_route(world, key, &world.subjects.udp_routes, |r| &r.status, &now),
+        Kind::ListenerSet => of_listener_set(world, key, &now),
         Kind::BackendTlsPolicy => of_policy(world, key, &now),
         _ => None,
     };
@@ -225,6 +236,19 @@ where
     let live = value(live(route));
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])
+}
+
+fn of_listener_set(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.listener_sets.get(&key.name)?;
+    let set = world.subjects.listener_sets.get(&key.name)?;
+    let live = value(&set.status);
+    let listeners = listeners_status(&status.listeners, &live, now);
+    let conditions = merged(&live["conditions"], &status.conditions, SET_CONDITIONS, now);
+    let desired = Map::from_iter([
+        ("conditions".into(), conditions),
+        ("listeners".into(), listeners),
+    ]);
+    write(key, &**set, &live, desired, &status.conditions)
 }
 
 /// A policy without a status may still carry one of ours.
@@ -298,18 +322,8 @@ fn class_status(conditions: &[Condition], live: &Value, now: &str) -> Map<String
 }
 
 fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String, Value> {
-    let listeners = status.listeners.iter().map(|listener| {
-        let live = entry(&live["listeners"], |live| live["name"] == listener.name);
-        let mut desired = value(listener);
-        desired["conditions"] = merged(
-            &live["conditions"],
-            &listener.conditions,
-            LISTENER_CONDITIONS,
-            now,
-        );
-        desired
-    });
-    Map::from_iter([
+    let listeners = listeners_status(&status.listeners, live, now);
+    let mut desired = Map::from_iter([
         ("addresses".into(), value(&status.addresses)),
         (
             "conditions".into(),
@@ -320,8 +334,28 @@ fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String
                 now,
             ),
         ),
-        ("listeners".into(), listeners.collect()),
-    ])
+        ("listeners".into(), listeners),
+    ]);
+    let attached = status.attached_listener_sets;
+    if attached > 0 || live["attachedListenerSets"].is_number() {
+        desired.insert("attachedListenerSets".into(), attached.into());
+    }
+    desired
+}
+
+fn listeners_status(listeners: &[ListenerStatus], live: &Value, now: &str) -> Value {
+    let listeners = listeners.iter().map(|listener| {
+        let live = entry(&live["listeners"], |live| live["name"] == listener.name);
+        let mut desired = value(listener);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &listener.conditions,
+            LISTENER_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    listeners.collect()
 }
 
 /// Entries of other controllers stay as they are, before ours.

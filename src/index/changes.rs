@@ -52,6 +52,7 @@ impl Index {
                 self.set_route(Kind::UdpRoute, name, Some(Route::of_udp(name, &o)));
                 self.objects.udp_routes.set(name, Some(Arc::from(o)));
             }
+            Object::ListenerSet(o) => self.set_listener_set(name, Some(Arc::from(o))),
             Object::BackendTlsPolicy(o) => self.set_policy(name, Some(Arc::from(o))),
             Object::ConfigMap(o) => self.set_config_map(name, Some(Bundle::of(&o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
@@ -75,6 +76,7 @@ impl Index {
             | Kind::GrpcRoute
             | Kind::TlsRoute
             | Kind::UdpRoute => self.delete_route(key),
+            Kind::ListenerSet => self.set_listener_set(name, None),
             Kind::BackendTlsPolicy => self.set_policy(name, None),
             Kind::ConfigMap => self.set_config_map(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
@@ -172,7 +174,7 @@ impl Index {
         self.pending.backends.insert(key.clone());
         self.pending.route_statuses.insert(key.clone());
         for route in [old, new].iter().flatten() {
-            for (_, gateway) in route.gateways(key) {
+            for (_, gateway) in self.objects.gateways_of(key, route) {
                 self.pending.gateway(&gateway, Stage::Routes);
             }
         }
@@ -190,6 +192,8 @@ impl Index {
         let namespace = &name.namespace;
         let gateways = self.links.gateways_of_secret.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
+        let sets = self.links.sets_of_secret.of_namespace(namespace);
+        self.certificates_changed(&sets.cloned().collect());
         let gateways = self.links.gateways_of_config_map.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
         let routes = self.links.routes_of_service.of_namespace(namespace);
@@ -225,6 +229,8 @@ impl Index {
         if replace(&mut self.objects.secrets, name, secret).is_some() {
             let gateways = self.links.gateways_of_secret.of(name);
             self.pending.gateways(gateways, Stage::Listeners);
+            let sets = self.links.sets_of_secret.of(name).cloned().collect();
+            self.certificates_changed(&sets);
             self.pending.classes = true;
         }
     }
@@ -235,10 +241,12 @@ impl Index {
         }
         for key in self.links.routes_of_namespace.of(&unscoped(&name.name)) {
             let route = self.objects.routes.get(key);
-            for (_, gateway) in route.into_iter().flat_map(|route| route.gateways(key)) {
+            let gateways = route.map(|route| self.objects.gateways_of(key, route));
+            for (_, gateway) in gateways.into_iter().flatten() {
                 self.pending.gateway(&gateway, Stage::Routes);
             }
         }
+        self.labels_changed(&name.name);
     }
 }
 

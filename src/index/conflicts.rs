@@ -29,6 +29,38 @@ pub(super) fn conflicts(specs: &[GatewayListeners]) -> Vec<Option<Finding>> {
     specs.iter().enumerate().map(of).collect()
 }
 
+/// For each listener, the conflict that it has, when several objects have listeners of one
+/// Gateway: those of the first come first, and what conflicts with them is left out (Gateway API
+/// `ListenerSetSpec.listeners`). Whose they are is not for everybody to know.
+pub(super) fn conflicts_of_groups(groups: &[Vec<GatewayListeners>]) -> Vec<Option<Finding>> {
+    let mut standing: Vec<GatewayListeners> = Vec::new();
+    let mut all = Vec::new();
+    for group in groups {
+        let lost: Vec<_> = group.iter().map(|spec| lost(spec, &standing)).collect();
+        let left = group.iter().zip(&lost).filter(|(_, lost)| lost.is_none());
+        let left: Vec<_> = left.map(|(spec, _)| spec.clone()).collect();
+        let mut mutual = conflicts(&left).into_iter();
+        let of = |lost: Option<Finding>| lost.or_else(|| mutual.next().flatten());
+        all.extend(lost.into_iter().map(of));
+        standing.extend(left);
+    }
+    all
+}
+
+/// The conflict with listeners that come first.
+fn lost(spec: &GatewayListeners, standing: &[GatewayListeners]) -> Option<Finding> {
+    let specs = [std::slice::from_ref(spec), standing].concat();
+    let conflict = conflict(spec, &sharing(&specs, 0))?;
+    let taken = match conflict.reason {
+        c::HOSTNAME_CONFLICT => format!("port {} and hostname {:?} are", spec.port, hostname(spec)),
+        _ => format!("port {} is", spec.port),
+    };
+    let message = format!(
+        "{taken} taken by a listener that comes first: the Gateway's own do, then those of older ListenerSets"
+    );
+    Some(Finding::new(conflict.reason, message))
+}
+
 /// For each listener, the TLS listeners of its port whose hostnames overlap with its own (Gateway
 /// API, `OverlappingTLSConfig`).
 pub(super) fn overlaps(specs: &[GatewayListeners]) -> Vec<Option<Finding>> {

@@ -45,6 +45,11 @@ impl Index {
         }
         for gateway in std::mem::take(&mut self.pending.gateways).into_keys() {
             self.conclude_gateway(&gateway);
+            let sets = self.objects.sets_of_gateway.of(&gateway).cloned();
+            self.pending.listener_sets.extend(sets);
+        }
+        for set in std::mem::take(&mut self.pending.listener_sets) {
+            self.conclude_listener_set(&set);
         }
         for route in std::mem::take(&mut self.pending.route_statuses) {
             self.conclude_route(&route);
@@ -113,7 +118,7 @@ impl Index {
         if before == Some(&resolved) {
             return;
         }
-        for (_, gateway) in route.gateways(&key) {
+        for (_, gateway) in self.objects.gateways_of(&key, route) {
             let attached = self.evaluated.attached.get(&gateway);
             if attached.is_some_and(|attached| attached.served().any(|served| *served == key)) {
                 self.pending.gateway(&gateway, Stage::Result);
@@ -129,8 +134,10 @@ impl Index {
     }
 
     fn attach_routes(&mut self, gateway: &ObjectName) {
-        let keys = self.links.routes_of_gateway.of(gateway);
-        let routes = keys.filter_map(|key| Some((key, self.objects.routes.get(key)?)));
+        let keys = self.routes_of(gateway);
+        let routes = keys
+            .iter()
+            .filter_map(|key| Some((key, self.objects.routes.get(key)?)));
         let candidate = self.evaluated.candidates.get(gateway);
         let attached = candidate.map(|candidate| Attached::new(&self.objects, candidate, routes));
         let now = attached.clone().unwrap_or_default();
@@ -148,28 +155,32 @@ impl Index {
 
     /// The Snapshot and the status of a Gateway.
     fn conclude_gateway(&mut self, name: &ObjectName) {
+        let known = self.known(name);
+        let snapshot = known.as_ref().and_then(Known::snapshot);
+        let status = known.as_ref().map(Known::status);
+        self.outcome.snapshots.settle(name, snapshot);
+        self.outcome.statuses.gateways.settle(name, status);
+    }
+
+    /// All that is known of a Gateway of ours.
+    pub(super) fn known(&self, name: &ObjectName) -> Option<Known<'_>> {
         let evaluated = &self.evaluated;
-        let candidate = evaluated.candidates.get(name);
-        let attached = evaluated.attached.get(name);
-        let known = candidate.zip(attached).map(|(candidate, attached)| Known {
-            candidate,
+        Some(Known {
+            candidate: evaluated.candidates.get(name)?,
             names: &evaluated.names,
-            attached,
+            attached: evaluated.attached.get(name)?,
             resolved: &evaluated.resolved,
             routes: &self.objects.routes,
             report: self.reports.get(name),
-        });
-        let snapshot = known.as_ref().and_then(Known::snapshot);
-        self.outcome.snapshots.settle(name, snapshot);
-        let status = known.as_ref().map(Known::status);
-        self.outcome.statuses.gateways.settle(name, status);
+        })
     }
 
     fn conclude_route(&mut self, key: &Key) {
         let route = self.objects.routes.get(key);
         let resolved = self.evaluated.resolved.get(key);
         let status = route.zip(resolved).and_then(|(route, resolved)| {
-            route.status(key, resolved, |at, gateway| {
+            let gateways = self.objects.gateways_of(key, route);
+            route.status(key, gateways, resolved, |at, gateway| {
                 let attached = self.evaluated.attached.get(gateway)?;
                 attached.results.get(&(key.clone(), at))
             })

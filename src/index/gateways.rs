@@ -5,6 +5,7 @@ use super::{
     backends::Resolved,
     classes::Class,
     frontend, links,
+    listener_sets::{Member, Origin},
     listeners::{Listener, Protocol},
     nodes::{Names, WantedNode, wanted_node},
     objects::{Key, Kind, Objects, Precedence, generation, precedence},
@@ -35,6 +36,8 @@ pub(super) struct Candidate {
     http_options: HttpOptions,
     /// Why annotations have no effect.
     ignored: Option<Finding>,
+    /// The ListenerSets that mean it.
+    pub(super) members: Vec<Member>,
     /// What is wrong with the parameters, of its class or its own.
     parameters: Result<(), Finding>,
     /// Whether its node is there already. What keeps new nodes from being made, such as
@@ -124,11 +127,13 @@ impl Candidate {
         let parameters = class_parameters(&gateway.spec.gateway_class_name, &class.parameters);
         let node = wanted_node(name, gateway);
         let (http_options, ignored) = http_options(&gateway.metadata);
+        let members = objects.members(name, gateway);
         Self {
             name: name.clone(),
             precedence: precedence(&gateway.metadata, name),
             generation: generation(&gateway.metadata),
-            listeners: objects.listeners(name, gateway, node.as_ref().ok()),
+            listeners: objects.listeners(name, gateway, &members, node.as_ref().ok()),
+            members,
             http_options,
             ignored,
             parameters: parameters.and_then(|()| own_parameters(gateway)),
@@ -151,6 +156,23 @@ impl Candidate {
         parameters.or_else(|| self.unservable())
     }
 
+    /// Those of the Gateway itself.
+    fn own_listeners(&self) -> impl Iterator<Item = &Listener> {
+        let listeners = self.listeners.iter();
+        listeners.filter(|listener| listener.origin == Origin::Gateway)
+    }
+
+    /// Whether a ListenerSet may add listeners.
+    pub(super) fn lets_in(&self, set: &ObjectName) -> bool {
+        let mut members = self.members.iter();
+        members.any(|member| member.name() == set && member.is_let_in())
+    }
+
+    /// Why it is not served. What is served is told, also when it would not be made any more.
+    pub(super) fn unserved(&self) -> Option<Finding> {
+        self.unaccepted().filter(|_| !self.is_served())
+    }
+
     fn is_served(&self) -> bool {
         (self.has_node || self.parameters.is_ok()) && self.unservable().is_none()
     }
@@ -163,7 +185,7 @@ impl Candidate {
             Err(finding) => return Some(finding.clone()),
             Ok(_) => {}
         }
-        if self.listeners.iter().any(Listener::is_accepted) {
+        if self.own_listeners().any(Listener::is_accepted) {
             return None;
         }
         Some(Finding::new(
@@ -176,8 +198,8 @@ impl Candidate {
     /// (Gateway API, `ResolvedRefs` of a Gateway).
     fn resolved_refs(&self) -> Option<Condition> {
         let own = self.client_certificate.as_ref()?.as_ref().err().cloned();
-        let unresolved = self.listeners.iter();
-        let unresolved: Vec<_> = unresolved
+        let unresolved: Vec<_> = self
+            .own_listeners()
             .filter(|listener| listener.unresolved.is_some())
             .map(|listener| listener.name.as_str())
             .collect();
@@ -191,8 +213,7 @@ impl Candidate {
 
     fn accepted(&self, unaccepted: Option<Finding>) -> Condition {
         let invalid: Vec<_> = self
-            .listeners
-            .iter()
+            .own_listeners()
             .filter(|listener| !listener.is_accepted())
             .map(|listener| listener.name.as_str())
             .collect();
@@ -425,12 +446,11 @@ impl Known<'_> {
     pub(super) fn status(&self) -> GatewayStatus {
         let generation = self.candidate.generation;
         let unaccepted = self.candidate.unaccepted();
-        // What is served is told, also when it would not be made any more.
-        let unserved = unaccepted.clone().filter(|_| !self.candidate.is_served());
+        let unserved = self.candidate.unserved();
         let programmed = self.unprogrammed(unserved.as_ref());
-        let listeners = self.candidate.listeners.iter();
-        let listeners =
-            listeners.map(|listener| self.listener_status(listener, programmed.as_ref()));
+        let listeners = self.candidate.own_listeners();
+        let listeners = listeners
+            .map(|listener| self.listener_status(listener, programmed.as_ref(), generation));
         let listeners = listeners.collect();
         let mut addresses = Vec::new();
         if let Some(report) = self.report.filter(|_| unserved.is_none()) {
@@ -461,16 +481,21 @@ impl Known<'_> {
         conditions.extend(
             ignored.map(|finding| Condition::negative(c::INVALID_ANNOTATIONS, finding, generation)),
         );
+        let attached = self.candidate.members.iter().filter(|member| {
+            let listeners = &self.candidate.listeners;
+            member.unaccepted(listeners, unserved.as_ref()).is_none()
+        });
         GatewayStatus {
             name: self.candidate.name.clone(),
             addresses,
             conditions,
             listeners,
+            attached_listener_sets: i32::try_from(attached.count()).unwrap_or(i32::MAX),
         }
     }
 
     /// Why this generation of the Gateway is not served.
-    fn unprogrammed(&self, unaccepted: Option<&Finding>) -> Option<Finding> {
+    pub(super) fn unprogrammed(&self, unaccepted: Option<&Finding>) -> Option<Finding> {
         if let Some(finding) = unaccepted {
             let reason = match finding.reason {
                 c::PENDING => c::PENDING,
@@ -508,12 +533,13 @@ impl Known<'_> {
         }
     }
 
-    fn listener_status(
+    /// `generation`: of the object that the listener is in.
+    pub(super) fn listener_status(
         &self,
         listener: &Listener,
         unprogrammed: Option<&Finding>,
+        generation: i64,
     ) -> ListenerStatus {
-        let generation = self.candidate.generation;
         let conflicted = match &listener.conflict {
             Some(finding) => Condition::negative(c::CONFLICTED, finding.clone(), generation),
             None => Condition::new(c::CONFLICTED, false, c::NO_CONFLICTS, "", generation),

@@ -17,9 +17,11 @@ use std::{
 pub(super) struct Links {
     pub(super) gateways_of_class: Relation<ObjectName>,
     pub(super) gateways_of_secret: Relation<ObjectName>,
+    pub(super) sets_of_secret: Relation<ObjectName>,
     pub(super) gateways_of_config_map: Relation<ObjectName>,
     pub(super) policies_of_config_map: Relation<ObjectName>,
     pub(super) routes_of_gateway: Relation<Key>,
+    pub(super) routes_of_listener_set: Relation<Key>,
     pub(super) routes_of_service: Relation<Key>,
     /// Those that live there: listeners choose routes by the labels of their namespace.
     pub(super) routes_of_namespace: Relation<Key>,
@@ -39,6 +41,8 @@ pub(super) struct Pending {
     pub(super) backends: BTreeSet<Key>,
     /// Routes whose statuses may have changed.
     pub(super) route_statuses: BTreeSet<Key>,
+    /// ListenerSets whose statuses may have changed.
+    pub(super) listener_sets: BTreeSet<ObjectName>,
     /// BackendTLSPolicies whose statuses may have changed.
     pub(super) policies: BTreeSet<ObjectName>,
 }
@@ -127,6 +131,12 @@ impl Links {
         };
         self.routes_of_gateway
             .replace(key, gateways(old), gateways(new));
+        let sets = |route: Option<&Route>| -> Vec<_> {
+            let parents = route.into_iter().flat_map(|route| route.listener_sets(key));
+            parents.map(|(_, set)| set).collect()
+        };
+        self.routes_of_listener_set
+            .replace(key, sets(old), sets(new));
         let services = |route: Option<&Route>| -> Vec<_> {
             let services = route.into_iter().flat_map(|route| route.services(key));
             services.collect()

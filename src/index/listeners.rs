@@ -2,7 +2,8 @@
 
 use super::{
     certificates::covers,
-    conflicts::{conflicts, is_passthrough, overlaps},
+    conflicts::{conflicts_of_groups, is_passthrough, overlaps},
+    listener_sets::{Member, Origin},
     nodes::WantedNode,
     objects::{Key, Kind, Objects},
     status::{Finding, RouteKind},
@@ -22,7 +23,11 @@ use std::collections::BTreeMap;
 /// A listener and all that is known of it before routes are looked at.
 #[derive(Clone, Debug)]
 pub(super) struct Listener {
+    /// That no other listener of the Gateway has.
     pub(super) name: String,
+    /// As its object calls it.
+    pub(super) section: String,
+    pub(super) origin: Origin,
     pub(super) port: u16,
     pub(super) protocol: Option<Protocol>,
     pub(super) supported_kinds: Vec<RouteKind>,
@@ -69,7 +74,7 @@ pub(super) enum Protocol {
 
 /// From where routes may attach.
 #[derive(Clone, Debug)]
-enum Allowed {
+pub(super) enum Allowed {
     All,
     Same,
     None,
@@ -96,19 +101,33 @@ fn kinds_of(spec: &GatewayListeners) -> Option<&'static [RouteKind]> {
 }
 
 impl Objects {
-    /// The listeners of a Gateway, in its order.
+    /// The listeners of a Gateway, in its order, then those of ListenerSets in theirs.
     pub(super) fn listeners(
         &self,
         name: &ObjectName,
         gateway: &Gateway,
+        members: &[Member],
         node: Option<&WantedNode>,
     ) -> Vec<Listener> {
-        let specs = &gateway.spec.listeners;
-        let mut listeners: Vec<_> = specs
-            .iter()
-            .map(|spec| self.listener(name, gateway, spec, node))
+        let own = gateway.spec.listeners.iter();
+        let mut listeners: Vec<_> = own
+            .map(|spec| self.listener((name, gateway), Origin::Gateway, spec, node))
             .collect();
-        let marks = conflicts(specs).into_iter().zip(overlaps(specs));
+        let mut groups = vec![gateway.spec.listeners.clone()];
+        for member in members.iter().filter(|member| member.is_let_in()) {
+            let set = self.sets.get(member.name()).into_iter();
+            let mut specs: Vec<_> = set.flat_map(|set| set.listeners.clone()).collect();
+            for spec in &mut specs {
+                let origin = Origin::Set(member.name().clone());
+                let listener = self.listener((name, gateway), origin, spec, node);
+                spec.name.clone_from(&listener.name);
+                listeners.push(listener);
+            }
+            groups.push(specs);
+        }
+        let marks = conflicts_of_groups(&groups)
+            .into_iter()
+            .zip(overlaps(&groups.concat()));
         for (listener, (conflict, overlap)) in listeners.iter_mut().zip(marks) {
             let unsupported = listener
                 .unaccepted
@@ -125,13 +144,15 @@ impl Objects {
 
     fn listener(
         &self,
-        name: &ObjectName,
-        gateway: &Gateway,
+        (name, gateway): (&ObjectName, &Gateway),
+        origin: Origin,
         spec: &GatewayListeners,
         node: Option<&WantedNode>,
     ) -> Listener {
         let mut listener = Listener {
-            name: spec.name.clone(),
+            name: origin.unique(&spec.name),
+            section: spec.name.clone(),
+            origin,
             port: u16::try_from(spec.port).unwrap_or(0),
             protocol: None,
             supported_kinds: Vec::new(),
@@ -144,6 +165,7 @@ impl Objects {
             clients: None,
             allowed: Allowed::of(spec),
         };
+        let home = listener.origin.home(name);
         let mut unresolved = Vec::new();
         if let Some(kinds) = kinds_of(spec) {
             listener.supported_kinds = supported_kinds(spec, kinds, &mut unresolved);
@@ -154,9 +176,9 @@ impl Objects {
             "TLS" if is_passthrough(spec) => passthrough(spec),
             "HTTP" => http(spec),
             "HTTPS" => self
-                .tls(name, spec, node, &mut unresolved)
+                .tls(home, spec, node, &mut unresolved)
                 .map(Protocol::with_http),
-            "TLS" => self.tls(name, spec, node, &mut unresolved),
+            "TLS" => self.tls(home, spec, node, &mut unresolved),
             other => Err(Finding::new(
                 c::UNSUPPORTED_PROTOCOL,
                 format!("protocol {other} is not supported: use HTTP, HTTPS, TLS, TCP or UDP"),
@@ -189,7 +211,7 @@ impl Objects {
 
     fn tls(
         &self,
-        name: &ObjectName,
+        home: (Kind, &str),
         spec: &GatewayListeners,
         node: Option<&WantedNode>,
         unresolved: &mut Vec<Finding>,
@@ -205,7 +227,7 @@ impl Objects {
         let tailnet = node.is_none_or(|node| node.may_be(hostname.as_ref()));
         let mut secrets = Vec::new();
         for reference in tls.certificate_refs.iter().flatten() {
-            match self.certificate((Kind::Gateway, &name.namespace), reference) {
+            match self.certificate(home, reference) {
                 Ok(certificate) => secrets.push(certificate),
                 Err(mut finding) => {
                     if let (true, Some(node)) = (tailnet, node) {
@@ -358,19 +380,19 @@ impl Listener {
         self.unaccepted.is_none()
     }
 
+    /// Whether it can take connections.
+    pub(super) fn is_valid(&self) -> bool {
+        self.is_accepted() && self.unserved.is_none()
+    }
+
     /// Whether a route may attach.
     pub(super) fn allows(&self, objects: &Objects, gateway: &ObjectName, route: &Key) -> bool {
         let mut kinds = self.supported_kinds.iter();
         if !kinds.any(|kind| kind.kind == route.kind.as_str()) {
             return false;
         }
-        let namespace = &route.name.namespace;
-        match &self.allowed {
-            Allowed::All => true,
-            Allowed::Same => gateway.namespace == *namespace,
-            Allowed::None => false,
-            Allowed::Selector(selector) => selects(selector, &objects.namespace_labels(namespace)),
-        }
+        let (_, home) = self.origin.home(gateway);
+        self.allowed.lets_in(objects, home, &route.name.namespace)
     }
 }
 
@@ -476,6 +498,16 @@ impl Allowed {
             // A selector that is not there selects nothing.
             (Some(From::Selector), None) => Self::None,
             (Some(From::Same) | None, _) => Self::Same,
+        }
+    }
+
+    /// Whether what is in a namespace may attach to what is in the namespace `home`.
+    pub(super) fn lets_in(&self, objects: &Objects, home: &str, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Same => home == namespace,
+            Self::None => false,
+            Self::Selector(selector) => selects(selector, &objects.namespace_labels(namespace)),
         }
     }
 }

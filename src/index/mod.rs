@@ -32,6 +32,7 @@ mod grpc;
 mod http;
 mod kinds;
 mod links;
+mod listener_sets;
 mod listeners;
 mod nodes;
 mod objects;
@@ -46,8 +47,8 @@ use crate::{
     api::{
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
-            grpcroutes::GrpcRoute, httproutes::HttpRoute, tcproutes::TcpRoute, tlsroutes::TlsRoute,
-            udproutes::UdpRoute,
+            grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
+            tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -92,6 +93,7 @@ pub struct Subjects {
     pub grpc_routes: Table<GrpcRoute>,
     pub tls_routes: Table<TlsRoute>,
     pub udp_routes: Table<UdpRoute>,
+    pub listener_sets: Table<ListenerSet>,
     pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
@@ -124,6 +126,7 @@ impl Index {
             grpc_routes: self.objects.grpc_routes.clone(),
             tls_routes: self.objects.tls_routes.clone(),
             udp_routes: self.objects.udp_routes.clone(),
+            listener_sets: self.objects.listener_sets.clone(),
             backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
         }

@@ -3,6 +3,7 @@ use super::{
     backend_tls::Policy,
     certificates::TlsSecret,
     links::{Relation, unscoped},
+    listener_sets::Set,
     routes::Route,
     services::{ServicePorts, SliceEndpoints},
 };
@@ -11,8 +12,9 @@ use crate::{
         Object,
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
-            grpcroutes::GrpcRoute, httproutes::HttpRoute, referencegrants::ReferenceGrantSpec,
-            tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
+            grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
+            referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute, tlsroutes::TlsRoute,
+            udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -31,6 +33,7 @@ pub enum Kind {
     GrpcRoute,
     TlsRoute,
     UdpRoute,
+    ListenerSet,
     BackendTlsPolicy,
     ReferenceGrant,
     Service,
@@ -59,6 +62,10 @@ pub(super) struct Objects {
     pub(super) tls_routes: Table<TlsRoute>,
     pub(super) udp_routes: Table<UdpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    pub(super) listener_sets: Table<ListenerSet>,
+    /// What is read of those.
+    pub(super) sets: BTreeMap<ObjectName, Set>,
+    pub(super) sets_of_gateway: Relation<ObjectName>,
     pub(super) backend_tls_policies: Table<BackendTlsPolicy>,
     /// What is read of those.
     pub(super) policies: BTreeMap<ObjectName, Policy>,
@@ -104,6 +111,7 @@ impl Kind {
             Self::GrpcRoute => "GRPCRoute",
             Self::TlsRoute => "TLSRoute",
             Self::UdpRoute => "UDPRoute",
+            Self::ListenerSet => "ListenerSet",
             Self::BackendTlsPolicy => "BackendTLSPolicy",
             Self::ReferenceGrant => "ReferenceGrant",
             Self::Service => "Service",
@@ -134,6 +142,7 @@ impl Key {
             Object::GrpcRoute(o) => (Kind::GrpcRoute, &o.metadata, true),
             Object::TlsRoute(o) => (Kind::TlsRoute, &o.metadata, true),
             Object::UdpRoute(o) => (Kind::UdpRoute, &o.metadata, true),
+            Object::ListenerSet(o) => (Kind::ListenerSet, &o.metadata, true),
             Object::BackendTlsPolicy(o) => (Kind::BackendTlsPolicy, &o.metadata, true),
             Object::ReferenceGrant(o) => (Kind::ReferenceGrant, &o.metadata, true),
             Object::Service(o) => (Kind::Service, &o.metadata, true),
@@ -193,6 +202,7 @@ impl Objects {
             (Kind::TlsRoute, names(self.tls_routes.keys())),
             (Kind::UdpRoute, names(self.udp_routes.keys())),
             (Kind::Tailnet, names(self.tailnets.keys())),
+            (Kind::ListenerSet, names(self.listener_sets.keys())),
             (
                 Kind::BackendTlsPolicy,
                 names(self.backend_tls_policies.keys()),

@@ -135,7 +135,8 @@ impl Index {
         let Some(route) = self.objects.routes.get(key) else {
             return Vec::new();
         };
-        let attached = route.gateways(key).filter(|(at, gateway)| {
+        let gateways = self.objects.gateways_of(key, route).into_iter();
+        let attached = gateways.filter(|(at, gateway)| {
             let attached = self.evaluated.attached.get(gateway);
             let result = attached.and_then(|attached| attached.results.get(&(key.clone(), *at)));
             matches!(result, Some(Ok(_))) && self.speaks(gateway, key)

@@ -8,6 +8,7 @@ use super::{
     backends::Resolved,
     claims::{self, Claim},
     gateways::Candidate,
+    listener_sets::Origin,
     listeners::Listener,
     objects::{Key, Objects, Precedence},
     status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus},
@@ -93,6 +94,12 @@ impl Route {
         parents.filter_map(|(at, reference)| Some((at, reference.gateway(&key.name)?)))
     }
 
+    /// The ListenerSets that its parentRefs mean, with the number of each parentRef.
+    pub(super) fn listener_sets(&self, key: &Key) -> impl Iterator<Item = (usize, ObjectName)> {
+        let parents = self.parents.iter().enumerate();
+        parents.filter_map(|(at, reference)| Some((at, reference.listener_set(&key.name)?)))
+    }
+
     /// What its backendRefs refer to.
     pub(super) fn services(&self, key: &Key) -> impl Iterator<Item = ObjectName> {
         let references = self.rules.references();
@@ -106,10 +113,11 @@ impl Route {
     pub(super) fn status<'a>(
         &self,
         key: &Key,
+        gateways: Vec<(usize, ObjectName)>,
         resolved: &Resolved,
         attachment: impl Fn(usize, &ObjectName) -> Option<&'a Attachment>,
     ) -> Option<RouteStatus> {
-        let parents = self.gateways(key).filter_map(|(at, gateway)| {
+        let parents = gateways.into_iter().filter_map(|(at, gateway)| {
             let attachment = attachment(at, &gateway)?;
             Some(self.parent_status(&self.parents[at], attachment, resolved))
         });
@@ -164,6 +172,10 @@ impl Route {
             let (group, kind) = reference.group_and_kind();
             if (group, kind) == ("", "Service") {
                 return None; // for a mesh
+            }
+            if let Some(set) = reference.listener_set(&key.name) {
+                return (!objects.sets.contains_key(&set))
+                    .then(|| format!("parentRef: there is no ListenerSet {set}"));
             }
             let Some(gateway) = reference.gateway(&key.name) else {
                 let kind = super::qualified(kind, group);
@@ -225,6 +237,21 @@ impl ParentRef {
     }
 }
 
+impl ParentRef {
+    /// The ListenerSet that it means, if it means one.
+    fn listener_set(&self, route: &ObjectName) -> Option<ObjectName> {
+        let namespace = self.namespace.as_ref().unwrap_or(&route.namespace);
+        (self.group_and_kind() == (GATEWAY_GROUP, "ListenerSet"))
+            .then(|| ObjectName::new(namespace, &self.name))
+    }
+
+    /// The object whose listeners it means.
+    fn origin(&self, route: &ObjectName) -> Origin {
+        let set = self.listener_set(route);
+        set.map_or(Origin::Gateway, Origin::Set)
+    }
+}
+
 // === impl BackendRef ===
 
 impl BackendRef {
@@ -250,7 +277,7 @@ impl Attached {
         // The oldest comes first, so that it has a listener before the younger ask for it.
         routes.sort_by_key(|(key, route)| (&route.precedence, key.kind));
         for (key, route) in routes {
-            for (at, parent) in route.gateways(key) {
+            for (at, parent) in objects.gateways_of(key, route) {
                 if parent == gateway.name {
                     let result = attached.attach(objects, gateway, key, route, at, &mut claims);
                     attached.results.insert((key.clone(), at), result);
@@ -416,7 +443,7 @@ fn allowing_listeners<'a>(
     gateway: &'a Candidate,
 ) -> Result<Vec<&'a Listener>, Finding> {
     let namespace = &route.name.namespace;
-    let named = named_listeners(reference, gateway)?;
+    let named = named_listeners(reference, &route.name, gateway)?;
     let names = |listeners: &[&Listener]| {
         let names: Vec<_> = listeners.iter().map(|l| l.name.as_str()).collect();
         names.join(", ")
@@ -444,8 +471,18 @@ fn allowing_listeners<'a>(
 /// The listeners that a parentRef means; at least one.
 fn named_listeners<'a>(
     reference: &ParentRef,
+    route: &ObjectName,
     gateway: &'a Candidate,
 ) -> Result<Vec<&'a Listener>, Finding> {
+    let origin = reference.origin(route);
+    let parent = match &origin {
+        Origin::Gateway => "Gateway",
+        Origin::Set(set) if gateway.lets_in(set) => "ListenerSet",
+        Origin::Set(set) => {
+            let message = format!("Gateway {} does not let ListenerSet {set} in", gateway.name);
+            return Err(Finding::new(c::NO_MATCHING_PARENT, message));
+        }
+    };
     // An empty name means the whole Gateway, as an absent one does (`parentRefs.sectionName`).
     let section = reference
         .section_name
@@ -455,7 +492,8 @@ fn named_listeners<'a>(
     let named: Vec<_> = gateway
         .listeners
         .iter()
-        .filter(|listener| section.is_none_or(|section| *section == listener.name))
+        .filter(|listener| listener.origin == origin)
+        .filter(|listener| section.is_none_or(|section| *section == listener.section))
         .filter(|listener| port.is_none_or(|port| port == i32::from(listener.port)))
         .collect();
     if !named.is_empty() {
@@ -463,11 +501,11 @@ fn named_listeners<'a>(
     }
     let message = match (section, port) {
         (Some(section), Some(port)) => {
-            format!("the Gateway has no listener {section} on port {port}")
+            format!("the {parent} has no listener {section} on port {port}")
         }
-        (Some(section), None) => format!("the Gateway has no listener {section}"),
-        (None, Some(port)) => format!("the Gateway has no listener on port {port}"),
-        (None, None) => "the Gateway has no listener".into(),
+        (Some(section), None) => format!("the {parent} has no listener {section}"),
+        (None, Some(port)) => format!("the {parent} has no listener on port {port}"),
+        (None, None) => format!("the {parent} has no listener"),
     };
     Err(Finding::new(c::NO_MATCHING_PARENT, message))
 }

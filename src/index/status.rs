@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Statuses {
     pub classes: Table<ClassStatus>,
     pub gateways: Table<GatewayStatus>,
+    pub listener_sets: Table<ListenerSetStatus>,
     /// Those of routes of all kinds.
     pub routes: Table<RouteStatus, Key>,
     /// Those of BackendTLSPolicies.
@@ -32,6 +33,15 @@ pub struct ClassStatus {
 pub struct GatewayStatus {
     pub name: ObjectName,
     pub addresses: Vec<Address>,
+    pub conditions: Vec<Condition>,
+    pub listeners: Vec<ListenerStatus>,
+    /// How many ListenerSets are accepted.
+    pub attached_listener_sets: i32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerSetStatus {
+    pub name: ObjectName,
     pub conditions: Vec<Condition>,
     pub listeners: Vec<ListenerStatus>,
 }
@@ -230,9 +240,14 @@ impl Statuses {
         let listeners = self.gateways.values();
         let listeners = listeners.flat_map(|gateway| &gateway.listeners);
         let parents = self.routes.values().flat_map(|route| &route.parents);
+        let sets = self.listener_sets.values();
+        let of_sets = sets.clone().flat_map(|set| &set.listeners);
+        let sets = sets.flat_map(|set| &set.conditions);
         let ancestors = self.policies.values().flat_map(|policy| &policy.ancestors);
         classes
             .chain(gateways)
+            .chain(sets)
+            .chain(of_sets.flat_map(|listener| &listener.conditions))
             .chain(ancestors.flat_map(|ancestor| &ancestor.conditions))
             .chain(listeners.flat_map(|listener| &listener.conditions))
             .chain(parents.flat_map(|parent| &parent.conditions))

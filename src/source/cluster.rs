@@ -97,6 +97,7 @@ const KINDS: &[Watched] = &[
     ),
     gateway_kind(Kind::TcpRoute, "TCPRoute", "tcproutes", &["v1", "v1alpha2"]),
     gateway_kind(Kind::UdpRoute, "UDPRoute", "udproutes", &["v1", "v1alpha2"]),
+    gateway_kind(Kind::ListenerSet, "ListenerSet", "listenersets", &["v1"]),
     gateway_kind(
         Kind::BackendTlsPolicy,
         "BackendTLSPolicy",
@@ -424,6 +425,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::GrpcRoute => parse(value).map(Object::GrpcRoute),
         Kind::TlsRoute => parse(with_hostnames(value)).map(Object::TlsRoute),
         Kind::UdpRoute => parse(value).map(Object::UdpRoute),
+        Kind::ListenerSet => parse(value).map(Object::ListenerSet),
         Kind::BackendTlsPolicy => parse(value).map(Object::BackendTlsPolicy),
         Kind::ConfigMap => parse(value).map(Object::ConfigMap),
         Kind::ReferenceGrant => parse(value).map(Object::ReferenceGrant),

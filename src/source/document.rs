@@ -188,6 +188,7 @@ impl Document<'_> {
             (GATEWAY_GROUP, "UDPRoute", "v1" | "v1alpha2" | "v1alpha3") => {
                 Object::UdpRoute(self.parse(value)?)
             }
+            (GATEWAY_GROUP, "ListenerSet", "v1") => Object::ListenerSet(self.parse(value)?),
             (GATEWAY_GROUP, "BackendTLSPolicy", "v1") => {
                 Object::BackendTlsPolicy(self.parse(value)?)
             }

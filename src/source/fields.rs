@@ -93,6 +93,7 @@ pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
         Object::TlsRoute(o) => serde_json::to_value(o),
         Object::UdpRoute(o) => serde_json::to_value(o),
         Object::TcpRoute(o) => serde_json::to_value(o),
+        Object::ListenerSet(o) => serde_json::to_value(o),
         Object::BackendTlsPolicy(o) => serde_json::to_value(o),
         Object::ReferenceGrant(o) => serde_json::to_value(o),
         Object::Service(o) => serde_json::to_value(o),

@@ -40,6 +40,7 @@ fn spec_and_metadata(object: &mut Object) -> Option<(Value, &mut ObjectMeta)> {
         Object::TlsRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::UdpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::TcpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::ListenerSet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::BackendTlsPolicy(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::ReferenceGrant(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Tailnet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),

@@ -12,6 +12,7 @@ use crate::{
         gateway_api::{
             gatewayclasses::GatewayClass,
             gateways::{Gateway, GatewayListeners, GatewayListenersTlsMode as Mode},
+            listenersets::ListenerSet,
             referencegrants::ReferenceGrant,
         },
     },
@@ -46,6 +47,10 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             metadata(&mut found, &o.metadata);
             gateway(&mut found, o);
             tls::gateway(&mut found, o);
+        }
+        Object::ListenerSet(o) => {
+            metadata(&mut found, &o.metadata);
+            listener_set(&mut found, o);
         }
         Object::BackendTlsPolicy(o) => {
             metadata(&mut found, &o.metadata);
@@ -172,17 +177,7 @@ fn gateway_class(found: &mut Violations, class: &GatewayClass) {
 fn gateway(found: &mut Violations, gateway: &Gateway) {
     let spec = &gateway.spec;
     found.not_empty(&spec.gateway_class_name, "spec.gatewayClassName");
-    found.count(spec.listeners.len(), 1..=64, "spec.listeners");
-    let mut names = BTreeSet::new();
-    for (index, spec) in spec.listeners.iter().enumerate() {
-        let path = format!("spec.listeners[{index}]");
-        found.check(
-            names.insert(&spec.name),
-            format!("{path}.name"),
-            format!("another listener is called {:?}", spec.name),
-        );
-        listener(found, spec, &path);
-    }
+    listeners(found, &spec.listeners);
     let addresses = spec.addresses.as_deref().unwrap_or_default();
     found.count(addresses.len(), 0..=16, "spec.addresses");
     let mut values = BTreeSet::new();
@@ -198,6 +193,28 @@ fn gateway(found: &mut Violations, gateway: &Gateway) {
             format!("{value:?} is there twice"),
         );
         // What name a node can have is the index's to say: it harms one Gateway only.
+    }
+}
+
+fn listener_set(found: &mut Violations, set: &ListenerSet) {
+    found.not_empty(&set.spec.parent_ref.name, "spec.parentRef.name");
+    // The same words, of another type.
+    let specs = serde_json::to_value(&set.spec.listeners);
+    let specs = specs.and_then(serde_json::from_value::<Vec<GatewayListeners>>);
+    listeners(found, &specs.unwrap_or_default());
+}
+
+fn listeners(found: &mut Violations, specs: &[GatewayListeners]) {
+    found.count(specs.len(), 1..=64, "spec.listeners");
+    let mut names = BTreeSet::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let path = format!("spec.listeners[{index}]");
+        found.check(
+            names.insert(&spec.name),
+            format!("{path}.name"),
+            format!("another listener is called {:?}", spec.name),
+        );
+        listener(found, spec, &path);
     }
 }
 

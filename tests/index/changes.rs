@@ -197,13 +197,78 @@ fn annotate(metadata: &mut Value, name: &str, value: &str) {
     }
 }
 
+/// `spec.tls` of a Gateway.
+fn gateway_tls() -> impl Strategy<Value = Value> {
+    let kind = seldom(vec!["Service"], vec!["ConfigMap"]);
+    let mode = seldom(vec!["AllowInsecureFallback"], vec!["AllowValidOnly"]);
+    let authority = (kind, name(), namespace(), mode);
+    let certificate = (name(), namespace());
+    let port = prop::option::of(1..4);
+    (
+        prop::option::weighted(0.4, (authority, port)),
+        prop::option::weighted(0.4, certificate),
+    )
+        .prop_map(|(frontend, backend)| {
+            let mut tls = json!({});
+            if let Some(((kind, name, namespace, mode), port)) = frontend {
+                let reference =
+                    json!({"group": "", "kind": kind, "name": name, "namespace": namespace});
+                let validation =
+                    json!({"validation": {"caCertificateRefs": [reference], "mode": mode}});
+                tls["frontend"] = match port {
+                    None => json!({"default": validation}),
+                    Some(port) => {
+                        json!({"default": {}, "perPort": [{"port": port, "tls": validation}]})
+                    }
+                };
+            }
+            if let Some((name, namespace)) = backend {
+                tls["backend"] =
+                    json!({"clientCertificateRef": {"name": name, "namespace": namespace}});
+            }
+            tls
+        })
+}
+
+/// `spec.allowedListeners` of a Gateway.
+fn allowed_listeners() -> impl Strategy<Value = Value> {
+    select(vec![
+        Value::Null,
+        json!({"namespaces": {"from": "All"}}),
+        json!({"namespaces": {"from": "All"}}),
+        json!({"namespaces": {"from": "Same"}}),
+        json!({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "one"}}}}),
+    ])
+}
+
+fn listener_set() -> impl Strategy<Value = Object> {
+    let kind = seldom(vec!["Service"], vec!["Gateway"]);
+    let parent = (name(), namespace(), kind);
+    let listeners = prop::collection::vec(listener(), 1..3);
+    (metadata(), parent, listeners).prop_map(
+        |(metadata, (name, namespace, kind), mut listeners)| {
+            for (index, listener) in listeners.iter_mut().enumerate() {
+                listener["name"] = json!(format!("l{index}"));
+            }
+            Object::ListenerSet(object(json!({
+                "metadata": metadata,
+                "spec": {
+                    "parentRef": {"name": name, "namespace": namespace, "kind": kind},
+                    "listeners": listeners,
+                },
+            })))
+        },
+    )
+}
+
 fn gateway() -> impl Strategy<Value = Object> {
     let class = seldom(vec!["missing", "b"], vec!["a"]);
     let hostname = prop::option::of(select(vec!["one", "two", "one.tail.ts.net", "no_label"]));
     let listeners = prop::collection::vec(listener(), 1..4);
     let log = seldom(vec!["all", "1/0"], vec![""]);
-    (metadata(), class, hostname, listeners, log).prop_map(
-        |(mut metadata, class, hostname, mut listeners, log)| {
+    let others = (gateway_tls(), allowed_listeners(), log);
+    (metadata(), class, hostname, listeners, others).prop_map(
+        |(mut metadata, class, hostname, mut listeners, (tls, allowed, log))| {
             annotate(&mut metadata, "access-log", log);
             for (index, listener) in listeners.iter_mut().enumerate() {
                 listener["name"] = json!(format!("l{index}"));
@@ -216,6 +281,8 @@ fn gateway() -> impl Strategy<Value = Object> {
                     "gatewayClassName": class,
                     "addresses": addresses,
                     "listeners": listeners,
+                    "tls": tls,
+                    "allowedListeners": allowed,
                 },
             })))
         },
@@ -223,7 +290,13 @@ fn gateway() -> impl Strategy<Value = Object> {
 }
 
 fn route() -> impl Strategy<Value = Object> {
-    let kind = seldom(vec!["Service"], vec!["Gateway"]);
+    let kind = select(vec![
+        "Gateway",
+        "Gateway",
+        "Gateway",
+        "ListenerSet",
+        "Service",
+    ]);
     let section = prop::option::of(select(vec!["l0", "l1"]));
     let parent = (name(), namespace(), kind, section);
     let port = seldom(vec![53], vec![80]);
@@ -293,6 +366,45 @@ fn rule() -> impl Strategy<Value = Value> {
     ])
 }
 
+fn policy() -> impl Strategy<Value = Object> {
+    let target = (
+        name(),
+        prop::option::weighted(0.3, select(vec!["web", "other"])),
+    );
+    let authority = prop_oneof![
+        1 => Just(json!({"wellKnownCACertificates": "System"})),
+        1 => Just(json!({"wellKnownCACertificates": "example.com/others"})),
+        6 => (seldom(vec!["Secret"], vec!["ConfigMap"]), name()).prop_map(|(kind, name)| {
+            json!({"caCertificateRefs": [{"group": "", "kind": kind, "name": name}]})
+        }),
+    ];
+    let targets = prop::collection::vec(target, 1..3);
+    (metadata(), targets, authority).prop_map(|(metadata, targets, mut validation)| {
+        let targets = targets.into_iter().map(|(name, section)| {
+            json!({"group": "", "kind": "Service", "name": name, "sectionName": section})
+        });
+        validation["hostname"] = json!("app.example.com");
+        Object::BackendTlsPolicy(object(json!({
+            "metadata": metadata,
+            "spec": {"targetRefs": targets.collect::<Vec<_>>(), "validation": validation},
+        })))
+    })
+}
+
+fn config_map() -> impl Strategy<Value = Object> {
+    (name(), namespace(), 0..4usize).prop_map(|(name, namespace, at)| {
+        let data = match at {
+            0 | 1 => json!({"ca.crt": CERTIFICATES[at]["tls.crt"]}),
+            2 => json!({"ca.crt": "none"}),
+            _ => json!({"other": "none"}),
+        };
+        Object::ConfigMap(object(json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "data": data,
+        })))
+    })
+}
+
 fn grant() -> impl Strategy<Value = Object> {
     let from = select(vec![
         "TCPRoute",
@@ -301,8 +413,12 @@ fn grant() -> impl Strategy<Value = Object> {
         "HTTPRoute",
         "GRPCRoute",
         "Gateway",
+        "ListenerSet",
     ]);
-    let to = (select(vec!["Service", "Secret"]), prop::option::of(name()));
+    let to = (
+        select(vec!["Service", "Secret", "ConfigMap"]),
+        prop::option::of(name()),
+    );
     (name(), namespace(), from, namespace(), to).prop_map(
         |(name, namespace, from, of, (to, only))| {
             Object::ReferenceGrant(object(json!({
@@ -321,6 +437,8 @@ fn service() -> impl Strategy<Value = Object> {
         vec![
             json!({"type": "ExternalName", "externalName": "db.example.org"}),
             json!({"ports": [{"port": 80, "protocol": "UDP"}]}),
+            json!({"ports": [{"name": "web", "port": 80, "appProtocol": "https"}]}),
+            json!({"ports": [{"name": "web", "port": 80, "appProtocol": "mysql"}]}),
         ],
         vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 80, "protocol": "UDP"}]})],
     );
@@ -381,13 +499,16 @@ fn any_object() -> impl Strategy<Value = Object> {
     prop_oneof![
         2 => class(),
         1 => tailnet(),
-        6 => gateway(),
-        6 => route(),
+        7 => gateway(),
+        8 => route(),
         2 => grant(),
-        3 => service(),
-        5 => slice(),
+        4 => service(),
+        6 => slice(),
         3 => secret(),
-        1 => labelled_namespace(),
+        2 => labelled_namespace(),
+        4 => listener_set(),
+        4 => policy(),
+        3 => config_map(),
     ]
 }
 
@@ -466,22 +587,39 @@ fn reasons(outcome: &Outcome) -> BTreeSet<&'static str> {
     });
     let routes = statuses.routes.values().flat_map(|route| &route.parents);
     let routes = routes.flat_map(|parent| &parent.conditions);
+    let sets = statuses.listener_sets.values().flat_map(|set| {
+        let listeners = set.listeners.iter();
+        let listeners = listeners.flat_map(|listener| &listener.conditions);
+        set.conditions.iter().chain(listeners)
+    });
+    let policies = statuses.policies.values();
+    let policies = policies.flat_map(|policy| &policy.ancestors);
+    let policies = policies.flat_map(|ancestor| &ancestor.conditions);
     let conditions = classes.chain(gateways).chain(routes);
+    let conditions = conditions.chain(sets).chain(policies);
     conditions.map(|condition| condition.reason).collect()
 }
 
 /// What the changes must have led to for the test to mean something.
-const REASONS: [&str; 20] = [
+const REASONS: [&str; 29] = [
     "Accepted",
     "AddressNotUsable",
     "BackendNotFound",
+    "ConfigurationChanged",
+    "Conflicted",
     "HostnameConflict",
+    "InvalidCACertificateKind",
+    "InvalidCACertificateRef",
     "InvalidCertificateRef",
+    "InvalidClientCertificateRef",
+    "InvalidKind",
     "InvalidParameters",
     "InvalidRouteKinds",
     "ListenersNotValid",
     "NoMatchingListenerHostname",
     "NoMatchingParent",
+    "NoValidCACertificate",
+    "NotAllowed",
     "NotAllowedByListeners",
     "OlderRoute",
     "OverlappingHostnames",
@@ -490,6 +628,7 @@ const REASONS: [&str; 20] = [
     "ProtocolConflict",
     "RateLimited",
     "RefNotPermitted",
+    "ResolvedRefs",
     "UnsupportedProtocol",
     "UnsupportedValue",
 ];
@@ -521,6 +660,8 @@ fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
                 prop_assert!(is_shared(&statuses.classes, &old.classes));
                 prop_assert!(is_shared(&statuses.gateways, &old.gateways));
                 prop_assert!(is_shared(&statuses.routes, &old.routes));
+                prop_assert!(is_shared(&statuses.listener_sets, &old.listener_sets));
+                prop_assert!(is_shared(&statuses.policies, &old.policies));
                 prop_assert!(is_shared(&statuses.unclaimed, &old.unclaimed));
                 seen.borrow_mut().extend(reasons(&now));
                 let mut backends = now.snapshots.values().flat_map(|s| s.backends.values());

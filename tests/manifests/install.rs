@@ -186,6 +186,10 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
                 vec!["patch"]
             ),
             ("gateway.networking.k8s.io/httproutes/status", vec!["patch"]),
+            (
+                "gateway.networking.k8s.io/listenersets/status",
+                vec!["patch"]
+            ),
             ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
             ("gateway.networking.k8s.io/tlsroutes/status", vec!["patch"]),
             ("gateway.networking.k8s.io/udproutes/status", vec!["patch"]),
@@ -204,6 +208,7 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
             "gateway.networking.k8s.io/gateways",
             "gateway.networking.k8s.io/grpcroutes",
             "gateway.networking.k8s.io/httproutes",
+            "gateway.networking.k8s.io/listenersets",
             "gateway.networking.k8s.io/referencegrants",
             "gateway.networking.k8s.io/tcproutes",
             "gateway.networking.k8s.io/tlsroutes",
