@@ -62,9 +62,10 @@ impl From<&LimitArguments> for Limits {
             handshake_timeout: arguments.handshake_timeout,
             connect_timeout: arguments.connect_timeout,
             idle_timeout: arguments.idle_timeout,
+            head_timeout: arguments.head_timeout,
+            body_timeout: Some(arguments.body_timeout),
             connections: arguments.max_connections,
             connections_per_peer: arguments.max_connections_per_peer,
-            ..Self::default()
         }
     }
 }
