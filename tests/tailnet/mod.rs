@@ -5,4 +5,5 @@ mod certificates;
 mod connections;
 mod nodes;
 mod run;
+mod streams;
 pub mod world;
