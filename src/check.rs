@@ -150,7 +150,9 @@ fn told<'a>(
         let tells = match condition.kind {
             c::ACCEPTED => true,
             c::RESOLVED_REFS => !condition.status,
-            c::INSECURE_FRONTEND_VALIDATION_MODE => condition.status,
+            c::PARTIALLY_INVALID
+            | c::INVALID_ANNOTATIONS
+            | c::INSECURE_FRONTEND_VALIDATION_MODE => condition.status,
             // What is not accepted is not programmed either, and its conflict is the reason.
             _ => accepted && condition.is_refusal(),
         };

@@ -69,6 +69,9 @@ pub const INVALID_KIND: &str = "InvalidKind";
 pub const ROUTE_CONFLICTED: &str = "tailway.michaelbeaumont.github.io/Conflicted";
 pub const OLDER_ROUTE: &str = "OlderRoute";
 
+/// Ours, of a Gateway or a route's parent: `True` when annotations have no effect.
+pub const INVALID_ANNOTATIONS: &str = "tailway.michaelbeaumont.github.io/InvalidAnnotations";
+
 /// Ours, of a Gateway: whether its node is up in the tailnet under the name asked for.
 pub const TAILNET_READY: &str = "TailnetReady";
 pub const TAILNET_UP: &str = "Ready";

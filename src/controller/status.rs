@@ -7,7 +7,7 @@ use crate::{
         Key, Kind,
         status::{Condition, GatewayStatus, ListenerStatus, PolicyStatus, RouteStatus},
     },
-    model::ObjectName,
+    model::{ObjectName, Table},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -42,16 +42,53 @@ pub struct News {
 const FEATURES: &[&str] = &[
     "BackendTLSPolicy",
     "BackendTLSPolicySANValidation",
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
+    "GRPCRouteRequestHeaderModifier",
     "Gateway",
+    "GatewayAddressEmpty",
     "GatewayBackendClientCertificate",
     "GatewayFrontendClientCertificateValidation",
     "GatewayFrontendClientCertificateValidationInsecureFallback",
+    "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
+    "GatewayInfrastructure",
+    "GatewayPort8080",
+    "GatewayRouteHostnameIntersectionPrecedence",
     "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
     "HTTPRouteBackendProtocolH2C",
     "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteBackendURLRewrite",
+    "HTTPRouteCORS",
+    "HTTPRouteDestinationPortMatching",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetryCodes",
+    "HTTPRouteRetryConnectionError",
+    "HTTPRouteSchemeRedirect",
     "ListenerSet",
     "ReferenceGrant",
     "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
 ];
 
 const CLASS_CONDITIONS: &[&str] = &[c::ACCEPTED];
@@ -60,6 +97,7 @@ const GATEWAY_CONDITIONS: &[&str] = &[
     c::PROGRAMMED,
     c::TAILNET_READY,
     c::CERTIFICATE_READY,
+    c::INVALID_ANNOTATIONS,
     c::RESOLVED_REFS,
     c::INSECURE_FRONTEND_VALIDATION_MODE,
 ];
@@ -75,6 +113,7 @@ const PARENT_CONDITIONS: &[&str] = &[
     c::RESOLVED_REFS,
     c::ROUTE_CONFLICTED,
     c::PARTIALLY_INVALID,
+    c::INVALID_ANNOTATIONS,
 ];
 
 const SET_CONDITIONS: &[&str] = &[c::ACCEPTED, c::PROGRAMMED];
@@ -121,6 +160,18 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
             Kind::HttpRoute,
             subjects.http_routes.differences(&old.http_routes),
         ),
+        (
+            Kind::GrpcRoute,
+            subjects.grpc_routes.differences(&old.grpc_routes),
+        ),
+        (
+            Kind::TlsRoute,
+            subjects.tls_routes.differences(&old.tls_routes),
+        ),
+        (
+            Kind::UdpRoute,
+            subjects.udp_routes.differences(&old.udp_routes),
+        ),
     ];
     let keys = of_kinds.into_iter().flat_map(|(kind, names)| {
         let key = move |name: &ObjectName| Key {
@@ -140,8 +191,11 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
     let plan = |key: &Key| match key.kind {
         Kind::GatewayClass => of_class(world, key, &now),
         Kind::Gateway => of_gateway(world, key, &now),
-        Kind::TcpRoute => of_tcp_route(world, key, &now),
-        Kind::HttpRoute => of_http_route(world, key, &now),
+        Kind::TcpRoute => of_route(world, key, &world.subjects.tcp_routes, |r| &r.status, &now),
+        Kind::HttpRoute => of_route(world, key, &world.subjects.http_routes, |r| &r.status, &now),
+        Kind::GrpcRoute => of_route(world, key, &world.subjects.grpc_routes, |r| &r.status, &now),
+        Kind::TlsRoute => of_route(world, key, &world.subjects.tls_routes, |r| &r.status, &now),
+        Kind::UdpRoute => of_route(world, key, &world.subjects.udp_routes, |r| &r.status, &now),
         Kind::ListenerSet => of_listener_set(world, key, &now),
         Kind::BackendTlsPolicy => of_policy(world, key, &now),
         _ => None,
@@ -166,18 +220,20 @@ fn of_gateway(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
 }
 
 /// A route without a status may still carry one of ours.
-fn of_tcp_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+fn of_route<K, S>(
+    world: &World,
+    key: &Key,
+    routes: &Table<K>,
+    live: impl Fn(&K) -> &Option<S>,
+    now: &str,
+) -> Option<StatusWrite>
+where
+    K: Resource<DynamicType = ()>,
+    S: Serialize,
+{
     let status = world.outcome.statuses.routes.get(key);
-    let route = world.subjects.tcp_routes.get(&key.name)?;
-    let live = value(&route.status);
-    let desired = route_status(status.map(|status| &**status), &live, now);
-    write(key, &**route, &live, desired, &[])
-}
-
-fn of_http_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
-    let status = world.outcome.statuses.routes.get(key);
-    let route = world.subjects.http_routes.get(&key.name)?;
-    let live = value(&route.status);
+    let route = routes.get(&key.name)?;
+    let live = value(live(route));
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])
 }

@@ -18,6 +18,8 @@ enum Recognition {
     ServerName,
     /// By the Host of plain HTTP.
     Host,
+    /// By nothing but the port of UDP, which has ports of its own.
+    Datagram,
 }
 
 /// For each listener, the conflict that it has. None of those in a conflict wins (Gateway API,
@@ -80,22 +82,24 @@ pub(super) fn overlaps(specs: &[GatewayListeners]) -> Vec<Option<Finding>> {
     specs.iter().enumerate().map(of).collect()
 }
 
-/// The other listeners of the same port.
+/// The other listeners of the same port, either of TCP or of UDP.
 fn sharing(specs: &[GatewayListeners], index: usize) -> Vec<&GatewayListeners> {
+    let is_udp = |spec: &GatewayListeners| recognition(spec) == Some(Recognition::Datagram);
+    let own = &specs[index];
     let others = specs.iter().enumerate().filter(|&(at, _)| at != index);
     others
         .map(|(_, other)| other)
-        .filter(|other| other.port == specs[index].port)
+        .filter(|other| other.port == own.port && is_udp(other) == is_udp(own))
         .collect()
 }
 
-/// `None` for what cannot be in the way on a port: UDP has ports of its own, and an unknown
-/// protocol is never served.
+/// `None` for what cannot be in the way on a port: an unknown protocol is never served.
 fn recognition(spec: &GatewayListeners) -> Option<Recognition> {
     match spec.protocol.as_str() {
         "TCP" => Some(Recognition::Port),
         "TLS" | "HTTPS" => Some(Recognition::ServerName),
         "HTTP" => Some(Recognition::Host),
+        "UDP" => Some(Recognition::Datagram),
         _ => None,
     }
 }
@@ -116,7 +120,7 @@ fn conflict(spec: &GatewayListeners, sharing: &[&GatewayListeners]) -> Option<Fi
         let message = format!("port {port} has another protocol in listener {names}");
         return Some(Finding::new(c::PROTOCOL_CONFLICT, message));
     }
-    if own == Recognition::Port {
+    if matches!(own, Recognition::Port | Recognition::Datagram) {
         let names = names(&|_, _| true)?;
         let message = format!("port {port} is also that of listener {names}");
         return Some(Finding::new(c::PROTOCOL_CONFLICT, message));
@@ -128,9 +132,7 @@ fn conflict(spec: &GatewayListeners, sharing: &[&GatewayListeners]) -> Option<Fi
         );
         return Some(Finding::new(c::HOSTNAME_CONFLICT, message));
     }
-    let names = names(&|other, _| is_passthrough(other) != is_passthrough(spec))?;
-    let message = format!("port {port} has another TLS mode in listener {names}");
-    Some(Finding::new(c::PROTOCOL_CONFLICT, message))
+    None
 }
 
 pub(super) fn is_passthrough(spec: &GatewayListeners) -> bool {

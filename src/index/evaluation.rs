@@ -120,7 +120,7 @@ impl Index {
         }
         for (_, gateway) in self.objects.gateways_of(&key, route) {
             let attached = self.evaluated.attached.get(&gateway);
-            if attached.is_some_and(|attached| attached.serves(&key)) {
+            if attached.is_some_and(|attached| attached.served().any(|served| *served == key)) {
                 self.pending.gateway(&gateway, Stage::Result);
             }
         }
@@ -170,6 +170,7 @@ impl Index {
             names: &evaluated.names,
             attached: evaluated.attached.get(name)?,
             resolved: &evaluated.resolved,
+            routes: &self.objects.routes,
             report: self.reports.get(name),
         })
     }

@@ -1,6 +1,7 @@
 //! Gateways: which are ours, their Snapshots and statuses.
 
 use super::{
+    annotations::http_options,
     backends::Resolved,
     classes::Class,
     frontend, links,
@@ -8,16 +9,16 @@ use super::{
     listeners::{Listener, Protocol},
     nodes::{Names, WantedNode, wanted_node},
     objects::{Key, Kind, Objects, Precedence, generation, precedence},
-    routes::Attached,
+    routes::{Attached, Named, Route},
     status::{Address, Condition, Finding, GatewayStatus, ListenerStatus},
 };
 use crate::{
     api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
         AttachedRoute, Backend, Certificate, CertificateReport, Forward, HostnamePattern,
-        HttpListener, HttpOptions, HttpRouteKind, Issuance, NodeName, NodeReport, NodeSpec,
-        ObjectName, Port, Programmed, RouteId, Snapshot, TailnetState, TcpListener, Termination,
-        TlsListener, TlsMode, TlsRoutes, Unready,
+        HttpListener, HttpOptions, HttpRouteKind, Issuance, NamedForward, NodeName, NodeReport,
+        NodeSpec, ObjectName, Port, Programmed, RouteId, Snapshot, TailnetState, TcpListener,
+        Termination, TlsListener, TlsMode, TlsRoutes, UdpListener, Unready,
     },
 };
 use std::{
@@ -32,6 +33,9 @@ pub(super) struct Candidate {
     precedence: Precedence,
     generation: i64,
     pub(super) listeners: Vec<Listener>,
+    http_options: HttpOptions,
+    /// Why annotations have no effect.
+    ignored: Option<Finding>,
     /// The ListenerSets that mean it.
     pub(super) members: Vec<Member>,
     /// What is wrong with the parameters, of its class or its own.
@@ -54,6 +58,7 @@ pub(super) struct Known<'a> {
     pub(super) attached: &'a Attached,
     /// The backends of all routes.
     pub(super) resolved: &'a BTreeMap<Key, Resolved>,
+    pub(super) routes: &'a BTreeMap<Key, Route>,
     pub(super) report: Option<&'a NodeReport>,
 }
 
@@ -101,7 +106,10 @@ fn client_certificate(
 
 fn route_id(key: &Key) -> RouteId {
     RouteId {
-        kind: HttpRouteKind::Http,
+        kind: match key.kind {
+            Kind::GrpcRoute => HttpRouteKind::Grpc,
+            _ => HttpRouteKind::Http,
+        },
         name: key.name.clone(),
     }
 }
@@ -118,6 +126,7 @@ impl Candidate {
     ) -> Self {
         let parameters = class_parameters(&gateway.spec.gateway_class_name, &class.parameters);
         let node = wanted_node(name, gateway);
+        let (http_options, ignored) = http_options(&gateway.metadata);
         let members = objects.members(name, gateway);
         Self {
             name: name.clone(),
@@ -125,6 +134,8 @@ impl Candidate {
             generation: generation(&gateway.metadata),
             listeners: objects.listeners(name, gateway, &members, node.as_ref().ok()),
             members,
+            http_options,
+            ignored,
             parameters: parameters.and_then(|()| own_parameters(gateway)),
             has_node,
             client_certificate: client_certificate(objects, name, gateway),
@@ -247,13 +258,7 @@ impl Known<'_> {
         if !self.candidate.is_served() {
             return None;
         }
-        let http = self
-            .attached
-            .http
-            .values()
-            .flatten()
-            .map(|(route, _)| route);
-        let served: BTreeSet<_> = self.attached.forwards.values().chain(http).collect();
+        let served: BTreeSet<_> = self.attached.served().collect();
         let resolved = |route: &&Key| self.resolved.get(*route);
         let http_routes = served.iter().filter_map(|route| {
             let http = resolved(route)?.http.clone()?;
@@ -271,8 +276,8 @@ impl Known<'_> {
                 name: node.name.clone(),
             },
             ports: self.ports(),
-            udp_ports: BTreeMap::new(),
-            http_options: HttpOptions::default(),
+            udp_ports: self.udp_ports(),
+            http_options: self.candidate.http_options.clone(),
             http_routes: http_routes.collect(),
             backends: backends.collect(),
         })
@@ -290,33 +295,66 @@ impl Known<'_> {
         backend
     }
 
-    /// Where the connections of each listener go, by its name.
-    fn forwards(&self) -> BTreeMap<&str, Forward> {
-        let forwards = self.attached.forwards.iter();
-        let forwards = forwards.map(|(listener, route)| {
+    /// Where what comes to a listener of bytes goes.
+    fn forwards(&self, listener: &Listener) -> Vec<NamedForward> {
+        let named = self.attached.forwards.get(&listener.name);
+        let forward = |(route, hostnames): &Named| {
             let resolved = self.resolved.get(route);
-            let forward = Forward {
-                route: route.name.clone(),
-                backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
-                proxy_protocol: None,
+            let object = self.routes.get(route);
+            NamedForward {
+                hostnames: hostnames.clone(),
+                forward: Forward {
+                    route: route.name.clone(),
+                    backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
+                    proxy_protocol: object.and_then(|route| route.proxy_protocol),
+                },
+            }
+        };
+        named.into_iter().flatten().map(forward).collect()
+    }
+
+    /// The route of a listener that tells no names apart.
+    fn forward(&self, listener: &Listener) -> Option<Forward> {
+        let forwards = self.forwards(listener);
+        forwards.into_iter().next().map(|named| named.forward)
+    }
+
+    fn udp_ports(&self) -> BTreeMap<u16, UdpListener> {
+        let listeners = self.candidate.listeners.iter();
+        let accepted = listeners.filter(|listener| listener.is_accepted());
+        let udp = accepted.filter(|l| matches!(l.protocol, Some(Protocol::Udp)));
+        let ports = udp.map(|listener| {
+            let udp = UdpListener {
+                name: listener.name.clone(),
+                route: self.forward(listener),
             };
-            (listener.as_str(), forward)
+            (listener.port, udp)
         });
-        forwards.collect()
+        ports.collect()
     }
 
     /// The accepted listeners by port, those of TLS with the most specific hostname first.
     fn ports(&self) -> BTreeMap<u16, Port> {
-        let mut forwards = self.forwards();
         let mut ports = BTreeMap::new();
         let listeners = self.candidate.listeners.iter();
         let accepted = listeners.filter(|l| l.is_accepted());
         for listener in accepted {
-            let route = forwards.remove(listener.name.as_str());
             let name = listener.name.clone();
             match &listener.protocol {
                 Some(Protocol::Tcp) => {
+                    let route = self.forward(listener);
                     ports.insert(listener.port, Port::Tcp(TcpListener { name, route }));
+                }
+                Some(Protocol::Passthrough { hostname }) => {
+                    let tls = TlsListener {
+                        name,
+                        hostname: hostname.clone(),
+                        mode: TlsMode::Passthrough(self.forwards(listener)),
+                    };
+                    let port = ports.entry(listener.port);
+                    if let Port::Tls(listeners) = port.or_insert_with(|| Port::Tls(Vec::new())) {
+                        listeners.push(tls);
+                    }
                 }
                 Some(Protocol::Http { hostname }) => {
                     let http = HttpListener {
@@ -361,7 +399,7 @@ impl Known<'_> {
                             certificates: certificates.clone(),
                             alpn: alpn.clone(),
                             clients: listener.clients.clone(),
-                            routes: TlsRoutes::all(route),
+                            routes: TlsRoutes::Forwards(self.forwards(listener)),
                         }),
                     };
                     match ports
@@ -372,7 +410,7 @@ impl Known<'_> {
                         Port::Tcp(_) | Port::Http(_) => {} // a conflict: neither is accepted
                     }
                 }
-                None => {}
+                Some(Protocol::Udp) | None => {}
             }
         }
         for port in ports.values_mut() {
@@ -398,12 +436,7 @@ impl Known<'_> {
     fn http_routes(&self, listener: &Listener) -> Vec<AttachedRoute> {
         let attached = self.attached.http.get(&listener.name);
         let attached = attached.into_iter().flatten();
-        // One that is not accepted is not served.
-        let attached = attached.filter(|(key, _)| {
-            let resolved = self.resolved.get(key);
-            resolved.is_some_and(|resolved| resolved.refused.is_empty())
-        });
-        let route = |(key, hostnames): &(Key, Vec<HostnamePattern>)| AttachedRoute {
+        let route = |(key, hostnames): &Named| AttachedRoute {
             route: route_id(key),
             hostnames: hostnames.clone(),
         };
@@ -444,6 +477,10 @@ impl Known<'_> {
         }));
         let reports = self.report.into_iter();
         conditions.extend(reports.flat_map(|report| node_conditions(report, generation)));
+        let ignored = self.candidate.ignored.clone();
+        conditions.extend(
+            ignored.map(|finding| Condition::negative(c::INVALID_ANNOTATIONS, finding, generation)),
+        );
         let attached = self.candidate.members.iter().filter(|member| {
             let listeners = &self.candidate.listeners;
             member.unaccepted(listeners, unserved.as_ref()).is_none()

@@ -52,6 +52,11 @@ pub(super) struct Listener {
 #[derive(Clone, Debug)]
 pub(super) enum Protocol {
     Tcp,
+    Udp,
+    /// TLS that ends at the backend.
+    Passthrough {
+        hostname: Option<HostnamePattern>,
+    },
     Http {
         hostname: Option<HostnamePattern>,
     },
@@ -76,22 +81,23 @@ pub(super) enum Allowed {
     Selector(Selector),
 }
 
-const TCP_ROUTE: RouteKind = RouteKind {
-    group: GATEWAY_GROUP,
-    kind: Kind::TcpRoute.as_str(),
-};
-
-const HTTP_ROUTE: RouteKind = RouteKind {
-    group: GATEWAY_GROUP,
-    kind: Kind::HttpRoute.as_str(),
-};
-
-/// The kinds of routes that a protocol can have.
-fn kinds_of(protocol: &str) -> &'static [RouteKind] {
-    match protocol {
-        "HTTP" | "HTTPS" => &[HTTP_ROUTE],
-        _ => &[TCP_ROUTE],
+const fn route(kind: Kind) -> RouteKind {
+    RouteKind {
+        group: GATEWAY_GROUP,
+        kind: kind.as_str(),
     }
+}
+
+/// The kinds of routes that a listener can have; `None`: its protocol is none of ours.
+fn kinds_of(spec: &GatewayListeners) -> Option<&'static [RouteKind]> {
+    Some(match spec.protocol.as_str() {
+        "HTTP" | "HTTPS" => &const { [route(Kind::HttpRoute), route(Kind::GrpcRoute)] },
+        "TLS" if is_passthrough(spec) => &const { [route(Kind::TlsRoute)] },
+        "TLS" => &const { [route(Kind::TlsRoute), route(Kind::TcpRoute)] },
+        "TCP" => &const { [route(Kind::TcpRoute)] },
+        "UDP" => &const { [route(Kind::UdpRoute)] },
+        _ => return None,
+    })
 }
 
 impl Objects {
@@ -161,12 +167,13 @@ impl Objects {
         };
         let home = listener.origin.home(name);
         let mut unresolved = Vec::new();
-        let is_known = matches!(spec.protocol.as_str(), "TCP" | "HTTP" | "HTTPS");
-        if is_known || spec.protocol == "TLS" && !is_passthrough(spec) {
-            listener.supported_kinds = supported_kinds(spec, &mut unresolved);
+        if let Some(kinds) = kinds_of(spec) {
+            listener.supported_kinds = supported_kinds(spec, kinds, &mut unresolved);
         }
         let protocol = match spec.protocol.as_str() {
-            "TCP" => tcp(spec),
+            "TCP" => plain(spec, Protocol::Tcp),
+            "UDP" => plain(spec, Protocol::Udp),
+            "TLS" if is_passthrough(spec) => passthrough(spec),
             "HTTP" => http(spec),
             "HTTPS" => self
                 .tls(home, spec, node, &mut unresolved)
@@ -174,7 +181,7 @@ impl Objects {
             "TLS" => self.tls(home, spec, node, &mut unresolved),
             other => Err(Finding::new(
                 c::UNSUPPORTED_PROTOCOL,
-                format!("protocol {other} is not supported: use HTTP, HTTPS, TCP or TLS"),
+                format!("protocol {other} is not supported: use HTTP, HTTPS, TLS, TCP or UDP"),
             )),
         };
         match protocol {
@@ -212,7 +219,7 @@ impl Objects {
         let tls = spec.tls.clone().unwrap_or_default();
         if is_passthrough(spec) {
             return Err(unsupported(
-                "TLS mode Passthrough is not supported: use Terminate, or protocol TCP to pass the bytes on",
+                "an HTTPS listener ends TLS: use mode Terminate, or protocol TLS to pass it on",
             ));
         }
         let hostname = hostname_of(spec)?;
@@ -263,16 +270,28 @@ fn hostname_of(spec: &GatewayListeners) -> Result<Option<HostnamePattern>, Findi
     hostname.map_err(|error| unsupported(error.to_string()))
 }
 
-fn tcp(spec: &GatewayListeners) -> Result<Protocol, Finding> {
+/// What has neither TLS nor names.
+fn plain(spec: &GatewayListeners, protocol: Protocol) -> Result<Protocol, Finding> {
+    let name = &spec.protocol;
     if spec.tls.is_some() {
-        return Err(unsupported(
-            "a TCP listener has no tls: use protocol TLS to terminate it",
-        ));
+        return Err(unsupported(match protocol {
+            Protocol::Udp => "a UDP listener has no tls: remove it".to_owned(),
+            _ => format!("a {name} listener has no tls: use protocol TLS to terminate it"),
+        }));
     }
     match spec.hostname.as_deref() {
-        None | Some("") => Ok(Protocol::Tcp),
-        Some(_) => Err(unsupported("a TCP listener has no hostname: remove it")),
+        None | Some("") => Ok(protocol),
+        Some(_) => Err(unsupported(format!(
+            "a {name} listener has no hostname: remove it"
+        ))),
     }
+}
+
+/// Certificates, if any, are the backends' matter (Gateway API `TLSModePassthrough`).
+fn passthrough(spec: &GatewayListeners) -> Result<Protocol, Finding> {
+    Ok(Protocol::Passthrough {
+        hostname: hostname_of(spec)?,
+    })
 }
 
 /// Checks the `tls.options` that are ours, and gives the protocols for ALPN.
@@ -307,37 +326,50 @@ fn options(tls: &GatewayListenersTls) -> Result<Vec<String>, Finding> {
     }
 }
 
-fn supported_kinds(spec: &GatewayListeners, unresolved: &mut Vec<Finding>) -> Vec<RouteKind> {
+/// Those of `own` that the listener allows.
+fn supported_kinds(
+    spec: &GatewayListeners,
+    own: &[RouteKind],
+    unresolved: &mut Vec<Finding>,
+) -> Vec<RouteKind> {
     let kinds = spec
         .allowed_routes
         .as_ref()
         .and_then(|allowed| allowed.kinds.as_ref());
     let Some(kinds) = kinds.filter(|kinds| !kinds.is_empty()) else {
-        return kinds_of(&spec.protocol).to_vec();
+        return own.to_vec();
     };
     let mut supported = Vec::new();
     for kind in kinds {
         let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
-        let own = kinds_of(&spec.protocol).iter();
-        if let Some(own) = own
-            .clone()
-            .find(|own| group == own.group && kind.kind == own.kind)
-        {
-            supported.push(own.clone());
+        let mut supporting = own.iter();
+        if let Some(own) = supporting.find(|own| group == own.group && kind.kind == own.kind) {
+            if !supported.contains(own) {
+                supported.push(own.clone());
+            }
         } else {
-            let own: Vec<_> = own.map(|own| own.kind).collect();
+            let own: Vec<_> = own.iter().map(|own| own.kind).collect();
             unresolved.push(Finding::new(
                 c::INVALID_ROUTE_KINDS,
                 format!(
-                    "{} cannot be attached to a {} listener: {} can",
+                    "{} cannot be attached to {} {} listener{}: {} can",
                     super::qualified(&kind.kind, group),
+                    if spec.protocol.starts_with("HTTP") {
+                        "an"
+                    } else {
+                        "a"
+                    },
                     spec.protocol,
+                    if is_passthrough(spec) {
+                        " of mode Passthrough"
+                    } else {
+                        ""
+                    },
                     own.join(", ")
                 ),
             ));
         }
     }
-    supported.dedup();
     supported
 }
 
@@ -368,8 +400,9 @@ impl Listener {
     /// `None`: every name.
     pub(super) fn hostname(&self) -> Option<&HostnamePattern> {
         match self.protocol.as_ref()? {
-            Protocol::Tcp => None,
+            Protocol::Tcp | Protocol::Udp => None,
             Protocol::Http { hostname }
+            | Protocol::Passthrough { hostname }
             | Protocol::Https { hostname, .. }
             | Protocol::Tls { hostname, .. } => hostname.as_ref(),
         }

@@ -356,12 +356,13 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ObjectName, WeightedBackend};
+    use crate::model::{ObjectName, Transport, WeightedBackend};
 
     fn id(name: &str) -> BackendId {
         BackendId {
             service: ObjectName::new("default", name),
             port: 80,
+            transport: Transport::Tcp,
         }
     }
 

@@ -2,6 +2,8 @@
 //! have no API server, so they are held here. What the index turns into a condition of one
 //! listener or route is left to it.
 
+mod filters;
+mod routes;
 mod tls;
 
 use crate::{
@@ -12,15 +14,16 @@ use crate::{
             gateways::{Gateway, GatewayListeners, GatewayListenersTlsMode as Mode},
             listenersets::ListenerSet,
             referencegrants::ReferenceGrant,
-            tcproutes::{TcpRoute, TcpRouteParentRefs, TcpRouteRulesBackendRefs},
         },
     },
+    index::Kind,
     model::HostnamePattern,
 };
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde::Serialize;
 use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
 
 /// A field that breaks a rule.
@@ -53,11 +56,11 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             metadata(&mut found, &o.metadata);
             tls::backend_tls_policy(&mut found, o);
         }
-        Object::HttpRoute(o) => metadata(&mut found, &o.metadata),
-        Object::TcpRoute(o) => {
-            metadata(&mut found, &o.metadata);
-            tcp_route(&mut found, o);
-        }
+        Object::HttpRoute(o) => route(&mut found, Kind::HttpRoute, &o.metadata, &o.spec),
+        Object::GrpcRoute(o) => route(&mut found, Kind::GrpcRoute, &o.metadata, &o.spec),
+        Object::TlsRoute(o) => route(&mut found, Kind::TlsRoute, &o.metadata, &o.spec),
+        Object::TcpRoute(o) => route(&mut found, Kind::TcpRoute, &o.metadata, &o.spec),
+        Object::UdpRoute(o) => route(&mut found, Kind::UdpRoute, &o.metadata, &o.spec),
         Object::ReferenceGrant(o) => {
             metadata(&mut found, &o.metadata);
             reference_grant(&mut found, o);
@@ -249,64 +252,11 @@ fn listener(found: &mut Violations, listener: &GatewayListeners, path: &str) {
     );
 }
 
-fn tcp_route(found: &mut Violations, route: &TcpRoute) {
-    let parents = route.spec.parent_refs.as_deref().unwrap_or_default();
-    found.count(parents.len(), 0..=32, "spec.parentRefs");
-    for (index, parent) in parents.iter().enumerate() {
-        let path = format!("spec.parentRefs[{index}]");
-        found.not_empty(&parent.name, format!("{path}.name"));
-        if let Some(port) = parent.port {
-            found.port(port, format!("{path}.port"));
-        }
-        found.check(
-            parents[..index].iter().all(|other| distinct(other, parent)),
-            path,
-            "means the same Gateway as another: tell them apart by sectionName or port in both",
-        );
-    }
-    // `v1` has one rule, older versions up to 16; that several mean nothing is a condition.
-    found.count(route.spec.rules.len(), 1..=16, "spec.rules");
-    for (rule, spec) in route.spec.rules.iter().enumerate() {
-        let path = format!("spec.rules[{rule}].backendRefs");
-        found.count(spec.backend_refs.len(), 1..=16, &path);
-        for (index, backend) in spec.backend_refs.iter().enumerate() {
-            backend_ref(found, backend, &format!("{path}[{index}]"));
-        }
-    }
-}
-
-/// Whether two parentRefs can both stand (Gateway API, `parentRefs`).
-fn distinct(one: &TcpRouteParentRefs, other: &TcpRouteParentRefs) -> bool {
-    let object = |parent: &TcpRouteParentRefs| {
-        (
-            parent.group.clone(),
-            parent.kind.clone(),
-            parent.namespace.clone(),
-            parent.name.clone(),
-        )
-    };
-    let section = |parent: &TcpRouteParentRefs| {
-        let section = parent.section_name.clone();
-        (section.filter(|section| !section.is_empty()), parent.port)
-    };
-    let ((name, port), (other_name, other_port)) = (section(one), section(other));
-    object(one) != object(other)
-        || (name.is_some() == other_name.is_some()
-            && port.is_some() == other_port.is_some()
-            && (name, port) != (other_name, other_port))
-}
-
-fn backend_ref(found: &mut Violations, backend: &TcpRouteRulesBackendRefs, path: &str) {
-    found.not_empty(&backend.name, format!("{path}.name"));
-    if let Some(port) = backend.port {
-        found.port(port, format!("{path}.port"));
-    }
-    let weight = backend.weight.unwrap_or(1);
-    found.check(
-        (0..=1_000_000).contains(&weight),
-        format!("{path}.weight"),
-        format!("{weight} is no weight: use 0 to 1000000"),
-    );
+fn route(found: &mut Violations, kind: Kind, of: &ObjectMeta, spec: &impl Serialize) {
+    metadata(found, of);
+    // Text, numbers and lists of them always serialize.
+    let spec = serde_json::to_value(spec).unwrap_or_default();
+    routes::route(found, kind, &spec);
 }
 
 fn reference_grant(found: &mut Violations, grant: &ReferenceGrant) {

@@ -47,11 +47,22 @@ async fn what_is_new_is_written_whole_and_made_from_the_version_that_was_read() 
     let class = of(&writes, "GatewayClass");
     assert_eq!(class.resource_version, "10");
     let features = class.status["supportedFeatures"].as_array().unwrap();
-    let names: Vec<_> = features.iter().map(|feature| &feature["name"]).collect();
-    for name in ["BackendTLSPolicy", "Gateway", "ListenerSet", "TCPRoute"] {
-        assert!(names.contains(&&json!(name)), "{name}: {names:?}");
+    let features: Vec<_> = features
+        .iter()
+        .map(|of| of["name"].as_str().unwrap())
+        .collect();
+    assert!(features.is_sorted(), "{features:?}");
+    for kind in [
+        "BackendTLSPolicy",
+        "GRPCRoute",
+        "Gateway",
+        "HTTPRoute",
+        "TCPRoute",
+        "TLSRoute",
+        "UDPRoute",
+    ] {
+        assert!(features.contains(&kind), "{kind}: {features:?}");
     }
-    assert!(names.is_sorted_by_key(|name| name.as_str()), "{names:?}");
     let gateway = of(&writes, "Gateway");
     assert_eq!(gateway.resource_version, "11");
     let addresses = json!([

@@ -1,6 +1,6 @@
 //! One change at a time gives what all at once gives.
 
-use super::created;
+use super::{created, route_of};
 use proptest::{
     prelude::*,
     sample::{Index as At, select},
@@ -14,7 +14,7 @@ use std::{
 };
 use tailway::{
     api::{CONTROLLER, Object},
-    index::{Index, Key, Outcome, Verdict},
+    index::{Index, Key, Kind, Outcome, Verdict},
     model::{
         CertificateReport, Issuance, NodeReport, ObjectName, Programmed, Table, TailnetReport,
         TailnetState, Unready,
@@ -144,7 +144,11 @@ fn tailnet() -> impl Strategy<Value = Object> {
 }
 
 fn listener() -> impl Strategy<Value = Value> {
-    let protocol = seldom(vec!["UDP"], vec!["HTTP", "HTTPS", "TCP", "TLS", "TLS"]);
+    let protocol = seldom(
+        vec!["UDP", "example.com/other"],
+        vec!["TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
+    );
+    let mode = seldom(vec!["Passthrough"], vec!["Terminate"]);
     let hostname = select(vec![
         "",
         "a.example.com",
@@ -160,30 +164,37 @@ fn listener() -> impl Strategy<Value = Value> {
             {"key": "team", "operator": "NotIn", "values": ["one"]},
         ]}}),
     ]);
-    let wrong = prop::bool::weighted(0.2);
+    let kinds = seldom(vec![json!([{"kind": "HTTPRoute"}])], vec![json!([])]);
     let secret = prop::option::of((name(), namespace()));
-    (1..4, protocol, hostname, from, wrong, secret).prop_map(
-        |(port, protocol, hostname, from, wrong, secret)| {
-            let kind = match protocol.starts_with("HTTP") == wrong {
-                true => "TCPRoute",
-                false => "HTTPRoute",
-            };
+    (1..4, protocol, hostname, from, kinds, (secret, mode)).prop_map(
+        |(port, protocol, hostname, from, kinds, (secret, mode))| {
             let mut listener = json!({
                 "port": port,
                 "protocol": protocol,
-                "allowedRoutes": {"namespaces": from, "kinds": [{"kind": kind}]},
+                "allowedRoutes": {"namespaces": from, "kinds": kinds},
             });
-            if ["TLS", "HTTPS"].contains(&protocol) {
+            if protocol.starts_with("HTTP") {
+                listener["hostname"] = json!(hostname);
+            }
+            if protocol == "TLS" || protocol == "HTTPS" {
                 let secret = secret.into_iter();
                 let secrets = secret
                     .map(|(name, namespace)| json!({"name": name, "namespace": namespace}))
                     .collect::<Vec<_>>();
                 listener["hostname"] = json!(hostname);
-                listener["tls"] = json!({"certificateRefs": secrets});
+                listener["tls"] = json!({"mode": mode, "certificateRefs": secrets});
             }
             listener
         },
     )
+}
+
+/// Adds an annotation of ours, unless it is empty.
+fn annotate(metadata: &mut Value, name: &str, value: &str) {
+    if !value.is_empty() {
+        let name = format!("tailway.michaelbeaumont.github.io/{name}");
+        metadata["annotations"] = json!({name: value});
+    }
 }
 
 /// `spec.tls` of a Gateway.
@@ -254,9 +265,11 @@ fn gateway() -> impl Strategy<Value = Object> {
     let class = seldom(vec!["missing", "b"], vec!["a"]);
     let hostname = prop::option::of(select(vec!["one", "two", "one.tail.ts.net", "no_label"]));
     let listeners = prop::collection::vec(listener(), 1..4);
-    let others = (gateway_tls(), allowed_listeners());
+    let log = seldom(vec!["all", "1/0"], vec![""]);
+    let others = (gateway_tls(), allowed_listeners(), log);
     (metadata(), class, hostname, listeners, others).prop_map(
-        |(metadata, class, hostname, mut listeners, (tls, allowed))| {
+        |(mut metadata, class, hostname, mut listeners, (tls, allowed, log))| {
+            annotate(&mut metadata, "access-log", log);
             for (index, listener) in listeners.iter_mut().enumerate() {
                 listener["name"] = json!(format!("l{index}"));
             }
@@ -291,28 +304,66 @@ fn route() -> impl Strategy<Value = Object> {
     let parents = prop::collection::vec(parent, 0..3);
     let backends = prop::collection::vec(backend, 1..3);
     let rules = seldom(vec![2], vec![1]);
-    let is_http = any::<bool>();
-    (metadata(), parents, backends, rules, is_http).prop_map(
-        |(metadata, parents, backends, rules, is_http)| {
+    let kind = select(vec![
+        Kind::TcpRoute,
+        Kind::TcpRoute,
+        Kind::UdpRoute,
+        Kind::TlsRoute,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+    ]);
+    let hostnames = select(vec![
+        "a.example.com",
+        "*.example.com",
+        "*.com",
+        "b.example.org",
+    ]);
+    let hostnames = prop::collection::vec(hostnames, 0..3);
+    let own = (kind, hostnames, rule(), seldom(vec!["v2", "v3"], vec![""]));
+    (metadata(), parents, backends, rules, own).prop_map(
+        |(mut metadata, parents, backends, rules, (kind, hostnames, mut rule, proxy))| {
+            annotate(&mut metadata, "proxy-protocol", proxy);
             let parents = parents.into_iter();
             let parents = parents.map(|(name, namespace, kind, section)| {
-            json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
-        });
+                json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
+            });
             let backends = backends.into_iter();
             let backends = backends.map(|(name, namespace, port, weight)| {
-            json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
-        });
-            let rule = json!({"backendRefs": backends.collect::<Vec<_>>()});
-            let route = json!({
-                "metadata": metadata,
-                "spec": {"parentRefs": parents.collect::<Vec<_>>(), "rules": vec![rule; rules]},
+                json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
             });
-            match is_http {
-                true => Object::HttpRoute(object(route)),
-                false => Object::TcpRoute(object(route)),
+            let references = json!({"backendRefs": backends.collect::<Vec<_>>()});
+            let mut all = vec![references.clone(); rules];
+            if matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
+                rule["backendRefs"] = references["backendRefs"].clone();
+                all.push(rule);
             }
+            route_of(
+                kind,
+                json!({
+                    "metadata": metadata,
+                    "spec": {
+                        "parentRefs": parents.collect::<Vec<_>>(),
+                        "hostnames": hostnames,
+                        "rules": all,
+                    },
+                }),
+            )
         },
     )
+}
+
+/// What rules of HTTP and gRPC can both hold, some of it wrong.
+fn rule() -> impl Strategy<Value = Value> {
+    select(vec![
+        json!({"name": "all"}),
+        json!({"matches": [{"headers": [{"name": "x", "type": "RegularExpression", "value": "("}]}]}),
+        json!({"filters": [
+            {"type": "ExtensionRef", "extensionRef": {"group": "g", "kind": "k", "name": "n"}},
+        ]}),
+        json!({"filters": [{"type": "RequestMirror", "requestMirror": {
+            "backendRef": {"name": "a", "namespace": "y", "port": 80},
+        }}]}),
+    ])
 }
 
 fn policy() -> impl Strategy<Value = Object> {
@@ -355,7 +406,15 @@ fn config_map() -> impl Strategy<Value = Object> {
 }
 
 fn grant() -> impl Strategy<Value = Object> {
-    let from = select(vec!["TCPRoute", "HTTPRoute", "Gateway", "ListenerSet"]);
+    let from = select(vec![
+        "TCPRoute",
+        "UDPRoute",
+        "TLSRoute",
+        "HTTPRoute",
+        "GRPCRoute",
+        "Gateway",
+        "ListenerSet",
+    ]);
     let to = (
         select(vec!["Service", "Secret", "ConfigMap"]),
         prop::option::of(name()),
@@ -381,7 +440,7 @@ fn service() -> impl Strategy<Value = Object> {
             json!({"ports": [{"name": "web", "port": 80, "appProtocol": "https"}]}),
             json!({"ports": [{"name": "web", "port": 80, "appProtocol": "mysql"}]}),
         ],
-        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 53, "protocol": "UDP"}]})],
+        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 80, "protocol": "UDP"}]})],
     );
     (name(), namespace(), spec).prop_map(|(name, namespace, spec)| {
         Object::Service(object(json!({
@@ -402,7 +461,7 @@ fn slice() -> impl Strategy<Value = Object> {
         Object::EndpointSlice(object(json!({
             "metadata": {"name": name, "namespace": namespace, "labels": labels},
             "addressType": "IPv4",
-            "ports": [{"name": "web", "port": 8080}],
+            "ports": [{"name": "web", "port": 8080}, {"port": 5353, "protocol": "UDP"}],
             "endpoints": endpoints.collect::<Vec<_>>(),
         })))
     })
@@ -585,12 +644,12 @@ fn reasons(outcome: &Outcome) -> BTreeSet<&'static str> {
 }
 
 /// What the changes must have led to for the test to mean something.
-const REASONS: [&str; 26] = [
+const REASONS: [&str; 29] = [
     "Accepted",
     "AddressNotUsable",
     "BackendNotFound",
-    "Conflicted",
     "ConfigurationChanged",
+    "Conflicted",
     "HostnameConflict",
     "InvalidCACertificateKind",
     "InvalidCACertificateRef",
@@ -600,6 +659,8 @@ const REASONS: [&str; 26] = [
     "InvalidParameters",
     "InvalidRouteKinds",
     "ListenersNotValid",
+    "NoMatchingListenerHostname",
+    "NoMatchingParent",
     "NoValidCACertificate",
     "NotAllowed",
     "NotAllowedByListeners",
@@ -612,6 +673,7 @@ const REASONS: [&str; 26] = [
     "RefNotPermitted",
     "ResolvedRefs",
     "UnsupportedProtocol",
+    "UnsupportedValue",
 ];
 
 /// A backend had endpoints.
@@ -619,7 +681,7 @@ const ENDPOINTS: &str = "endpoints";
 
 fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 48,
+        cases: 96,
         failure_persistence: None,
         ..ProptestConfig::default()
     });

@@ -180,6 +180,7 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
             ("gateway.networking.k8s.io/gatewayclasses", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/grpcroutes/status", vec!["patch"]),
             (
                 "gateway.networking.k8s.io/backendtlspolicies/status",
                 vec!["patch"]
@@ -190,6 +191,8 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
                 vec!["patch"]
             ),
             ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/tlsroutes/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/udproutes/status", vec!["patch"]),
         ])
     );
     assert_eq!(
@@ -203,10 +206,13 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
             "gateway.networking.k8s.io/backendtlspolicies",
             "gateway.networking.k8s.io/gatewayclasses",
             "gateway.networking.k8s.io/gateways",
+            "gateway.networking.k8s.io/grpcroutes",
             "gateway.networking.k8s.io/httproutes",
             "gateway.networking.k8s.io/listenersets",
             "gateway.networking.k8s.io/referencegrants",
             "gateway.networking.k8s.io/tcproutes",
+            "gateway.networking.k8s.io/tlsroutes",
+            "gateway.networking.k8s.io/udproutes",
             "gateway.tailscale.com/tailscaletailnets",
         ])
     );

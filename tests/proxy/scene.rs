@@ -22,7 +22,7 @@ use tailway::{
     model::{
         Backend, BackendId, Certificate, Certificates, Endpoint, Forward, HostnamePattern,
         HttpOptions, NodeName, NodeSpec, ObjectName, Port, Snapshot, TcpListener as TcpConfig,
-        Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes, WeightedBackend,
+        Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes, Transport, WeightedBackend,
     },
     net::{
         Admission, BindError, Network,
@@ -144,6 +144,7 @@ pub fn backend_id(name: &str) -> BackendId {
     BackendId {
         service: ObjectName::new("default", name),
         port: 80,
+        transport: Transport::Tcp,
     }
 }
 
