@@ -64,6 +64,7 @@ impl From<&LimitArguments> for Limits {
             idle_timeout: arguments.idle_timeout,
             connections: arguments.max_connections,
             connections_per_peer: arguments.max_connections_per_peer,
+            ..Self::default()
         }
     }
 }

@@ -2,8 +2,10 @@
 
 mod controller;
 mod discovery;
+mod http;
 
 pub use discovery::PodMeter;
+pub use http::{Ended, HttpLabels, HttpMeter, OpenRequest, WeakHttpMeter};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text::encode},
@@ -89,6 +91,7 @@ struct Inner {
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
     discovery: discovery::Families,
     controller: controller::Families,
+    http: http::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -153,6 +156,7 @@ impl Default for Metrics {
             node_peers: Family::default(),
             discovery: discovery::Families::new(),
             controller: controller::Families::new(),
+            http: http::Families::new(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -223,6 +227,7 @@ impl Default for Metrics {
         );
         inner.discovery.register(&mut registry);
         inner.controller.register(&mut registry);
+        inner.http.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

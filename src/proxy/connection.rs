@@ -110,13 +110,16 @@ impl Connection {
                 serving: Arc::clone(&self.port),
             },
             listener: None,
+            server_name: String::new(),
+            cut: Arc::default(),
         }
     }
 }
 
 async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &Place) {
     let peer = Arc::new(connection.peer(&accepted, "http"));
-    let mut meter = place.port_metrics().open(Box::new(|| (0, 0)));
+    let progress = Arc::new(Progress::default());
+    let mut meter = place.port_metrics().open(read(&progress));
     let stream = match accepted.open() {
         Ok(stream) => stream,
         Err(error) => {
@@ -125,7 +128,7 @@ async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &P
             return;
         }
     };
-    let ended = http::serve(stream, peer, Version::Either).await;
+    let ended = http::serve(stream, peer, Version::Either, progress).await;
     meter.ended(if ended.is_ok() { "eof" } else { "error" });
 }
 
@@ -189,14 +192,16 @@ async fn serve_tls<A: Accepted>(
 
 async fn serve_https<S: Stream>(mut tls: Box<TlsPeer<S>>, served: &Served, mut peer: Peer) {
     peer.listener = Some(served.listener.clone());
+    peer.server_name.clone_from(&tls.server_name);
     let version = match tls.stream.get_ref().1.alpn_protocol() {
         Some(b"h2") => Version::Http2,
         _ => Version::Http1,
     };
-    let mut meter = served.metrics.open(Box::new(|| (0, 0)));
+    let progress = Arc::new(Progress::default());
+    let mut meter = served.metrics.open(read(&progress));
     // HTTP has an end of its own.
     tls.in_order = true;
-    let ended = http::serve(tls, Arc::new(peer), version).await;
+    let ended = http::serve(tls, Arc::new(peer), version, progress).await;
     meter.ended(if ended.is_ok() { "eof" } else { "error" });
 }
 
@@ -304,6 +309,20 @@ fn read(progress: &Arc<Progress>) -> crate::metrics::ReadBytes {
             progress.sent.load(Ordering::Relaxed),
         )
     })
+}
+
+// === impl Reset ===
+
+impl<S: Stream> http::Reset for S {
+    fn reset(&self) {
+        Stream::reset(self);
+    }
+}
+
+impl<S: Stream> http::Reset for Box<TlsPeer<S>> {
+    fn reset(&self) {
+        self.stream.get_ref().0.stream().reset();
+    }
 }
 
 // === impl TlsPeer ===

@@ -5,6 +5,7 @@
 //!                                ↑ Serving, swapped as a whole; running connections keep theirs
 //! ```
 
+mod backend_tls;
 mod balance;
 mod certificates;
 mod connection;
@@ -20,14 +21,14 @@ pub use limits::Limits;
 
 use crate::{
     drain::Drain,
-    metrics::{ListenerMetrics, Metrics},
+    metrics::{HttpMeter, ListenerMetrics, Metrics},
     model::{Forward, Port, Snapshot, TlsRoutes},
     net::{Accepted, BindError, Flow, Listener, Network},
 };
 use arc_swap::ArcSwap;
 use balance::Backends;
 use connection::{Connection, Context, Served, Serving, Then, serve};
-use http::{HttpPort, Listening};
+use http::{HttpPort, Listening, Made, Metering};
 use limits::Gate;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -48,6 +49,8 @@ pub struct Proxy<N: Network> {
     ports: BTreeMap<u16, OpenPort>,
     /// By port and listener name.
     sessions: HashMap<(u16, String), Sessions>,
+    /// Of the objects that are served: what is not here any more is not counted either.
+    meters: Vec<HttpMeter>,
 }
 
 #[derive(Debug)]
@@ -89,6 +92,7 @@ impl<N: Network> Proxy<N> {
             backends: Backends::default(),
             ports: BTreeMap::new(),
             sessions: HashMap::new(),
+            meters: Vec::new(),
         }
     }
 
@@ -97,12 +101,15 @@ impl<N: Network> Proxy<N> {
     pub async fn apply(&mut self, snapshot: &Snapshot) -> Vec<PortError> {
         self.backends = Backends::of(snapshot, &self.backends);
         self.close_ports(snapshot).await;
+        // Kept until the new ones are there, so that what stays goes on from its counts.
+        let before = std::mem::take(&mut self.meters);
         let mut errors = Vec::new();
         for (&port, config) in &snapshot.ports {
             if let Err(error) = self.apply_port(port, config, snapshot).await {
                 errors.push(error);
             }
         }
+        drop(before);
         errors
     }
 
@@ -235,15 +242,23 @@ impl<N: Network> Proxy<N> {
     }
 
     fn http<'a>(
-        &self,
+        &mut self,
         port: u16,
         listeners: impl Iterator<Item = Listening<'a>>,
         snapshot: &Snapshot,
     ) -> Arc<HttpPort> {
         let listeners: Vec<_> = listeners.collect();
-        let (routes, backends) = (&snapshot.http_routes, &self.backends);
-        let metrics = |name: &str| self.context.metrics.listener(&self.context.gateway, name);
-        Arc::new(HttpPort::new(port, &listeners, routes, backends, metrics))
+        let made = Made {
+            routes: &snapshot.http_routes,
+            backends: &self.backends,
+            options: &snapshot.http_options,
+        };
+        let metering = Metering {
+            metrics: &self.context.metrics,
+            gateway: &self.context.gateway,
+            kept: &mut self.meters,
+        };
+        Arc::new(HttpPort::new(port, &listeners, made, metering))
     }
 
     fn served(&self, listener: &str, route: Option<&Forward>) -> Served {

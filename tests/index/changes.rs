@@ -146,7 +146,7 @@ fn tailnet() -> impl Strategy<Value = Object> {
 fn listener() -> impl Strategy<Value = Value> {
     let protocol = seldom(
         vec!["UDP", "example.com/other"],
-        vec!["TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
+        vec!["TCP", "TCP", "TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
     );
     let mode = seldom(vec!["Passthrough"], vec!["Terminate"]);
     let hostname = select(vec![
@@ -305,6 +305,8 @@ fn route() -> impl Strategy<Value = Object> {
     let backends = prop::collection::vec(backend, 1..3);
     let rules = seldom(vec![2], vec![1]);
     let kind = select(vec![
+        Kind::TcpRoute,
+        Kind::TcpRoute,
         Kind::TcpRoute,
         Kind::TcpRoute,
         Kind::UdpRoute,

@@ -2,7 +2,7 @@
 
 mod backends;
 mod drain;
-mod http;
+pub mod http;
 mod limits;
 mod live;
 mod metrics;
