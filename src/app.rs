@@ -66,6 +66,9 @@ impl From<&LimitArguments> for Limits {
             body_timeout: Some(arguments.body_timeout),
             connections: arguments.max_connections,
             connections_per_peer: arguments.max_connections_per_peer,
+            udp_idle_timeout: arguments.udp_idle_timeout,
+            udp_flows: arguments.max_udp_flows,
+            udp_flows_per_peer: arguments.max_udp_flows_per_peer,
         }
     }
 }
