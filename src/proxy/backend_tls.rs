@@ -1,6 +1,6 @@
 //! TLS to backends: who is believed to be one (Gateway API `BackendTLSPolicy`), and the handshake.
 
-use super::tls::provider;
+use super::{balance::Unreachable, tls::provider};
 use crate::model::{BackendTls, SubjectName, Trust};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -20,6 +20,7 @@ use std::{
 };
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 use x509_parser::extensions::GeneralName;
 
 /// How connections to an endpoint are made.
@@ -39,12 +40,16 @@ pub(super) struct Security {
     name: ServerName<'static>,
     config: ClientConfig,
     /// By [`Offer`].
-    offering: [OnceLock<Arc<ClientConfig>>; 3],
+    offering: [OnceLock<Arc<ClientConfig>>; 4],
 }
+
+/// A connection to a backend, in TLS when its policy asks for that.
+pub(super) type BackendStream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// What is offered by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Offer {
+    Nothing,
     Http1,
     Http2,
     Either,
@@ -94,6 +99,23 @@ impl Link {
         }
     }
 
+    /// Makes a connection what it must be before the first byte.
+    pub(super) async fn secure(
+        &self,
+        stream: TcpStream,
+        offer: Offer,
+    ) -> Result<BackendStream, Unreachable> {
+        match self {
+            Self::Plain => Ok(Either::Left(stream)),
+            Self::Broken => Err(Unreachable::Tls),
+            Self::Tls(security) => match security.connect(stream, offer).await {
+                Ok(stream) => Ok(Either::Right(Box::new(stream))),
+                Err(error) if is_distrust(&error) => Err(Unreachable::Distrusted),
+                Err(_) => Err(Unreachable::Tls),
+            },
+        }
+    }
+
     /// Whether connections of the one can be used for the other.
     pub(super) fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
@@ -136,15 +158,7 @@ impl Security {
         })
     }
 
-    /// Takes a connection through its handshake.
-    ///
-    /// # Errors
-    /// As the handshake has them; see [`is_distrust`].
-    pub(super) async fn connect(
-        &self,
-        stream: TcpStream,
-        offer: Offer,
-    ) -> io::Result<TlsStream<TcpStream>> {
+    async fn connect(&self, stream: TcpStream, offer: Offer) -> io::Result<TlsStream<TcpStream>> {
         let config = self.offering[offer as usize].get_or_init(|| {
             let mut config = self.config.clone();
             let protocols = offer.protocols().iter();
@@ -159,6 +173,7 @@ impl Security {
 impl Offer {
     fn protocols(self) -> &'static [&'static [u8]] {
         match self {
+            Self::Nothing => &[],
             Self::Http1 => &[b"http/1.1"],
             Self::Http2 => &[b"h2"],
             Self::Either => &[b"h2", b"http/1.1"],
@@ -166,8 +181,16 @@ impl Offer {
     }
 }
 
+/// The socket below a connection.
+pub(super) fn socket(stream: &BackendStream) -> &TcpStream {
+    match stream {
+        Either::Left(stream) => stream,
+        Either::Right(stream) => stream.get_ref().0,
+    }
+}
+
 /// Whether a handshake failed because of the certificate that the backend showed.
-pub(super) fn is_distrust(error: &io::Error) -> bool {
+fn is_distrust(error: &io::Error) -> bool {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref());
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }

@@ -3,6 +3,7 @@
 use super::{
     Limits,
     access::{Access, Course},
+    backend_tls::{BackendStream, Offer, socket},
     balance::{Balancer, Connected, Route, Unreachable},
     forwards::Forwards,
     http::{self, CurrentPort, HttpPort, Peer, Version},
@@ -85,10 +86,21 @@ struct TlsPeer<T: Transport> {
 
 /// Bytes from a peer, whose end by reset is an error.
 trait Transport: AsyncRead + AsyncWrite + Unpin {
+    /// Whether it ends here, so that a backend may have one of its own.
+    const ENDS_HERE: bool;
+
     fn reset(&self);
 
     /// The protocol that ALPN agreed on, where TLS ends here.
     fn protocol(&self) -> Option<&[u8]>;
+}
+
+/// A connection to the backend of a route.
+struct Reached<'a> {
+    route: &'a Arc<Route>,
+    balancer: &'a Arc<Balancer>,
+    stream: TcpStream,
+    connected: Connected,
 }
 
 /// TLS that ends at the backend.
@@ -156,9 +168,10 @@ async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &P
 
 async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context) {
     let access = Access::of(accepted.flow(), || accepted.identity());
-    let Some((route, backend, connected)) = connect(context, served, "").await else {
+    let Some(reached) = connect(context, served, "").await else {
         return accepted.reset();
     };
+    let (route, connected) = (reached.route, reached.connected);
     let prefix = match route.proxy_protocol {
         Some(version) => {
             let identity = accepted.identity();
@@ -173,7 +186,7 @@ async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context)
         idle_timeout: context.limits.idle_timeout,
         progress,
     };
-    let transfer = accepted.splice(backend, options).await;
+    let transfer = accepted.splice(reached.stream, options).await;
     meter.ended(transfer.end.as_str());
     let course = Course {
         listener: &served.listener,
@@ -264,10 +277,10 @@ async fn pass_on<T: Transport>(
     access: &Access,
     identity: Option<Arc<Identity>>,
 ) {
-    let connected = connect(context, served, &peer.server_name).await;
-    let Some((route, backend, connected)) = connected else {
+    let Some(reached) = connect(context, served, &peer.server_name).await else {
         return;
     };
+    let route = reached.route;
     let header = route.proxy_protocol.map(|version| {
         let client = Client {
             server_name: &peer.server_name,
@@ -278,12 +291,31 @@ async fn pass_on<T: Transport>(
     });
     let progress = Arc::new(Progress::default());
     let mut meter = served.metrics.open(read(&progress));
-    let transfer = relay(&mut peer, backend, header, context, &progress).await;
+    let endpoint = reached.connected.endpoint().to_string();
+    // On the heap while it lasts, as a handshake is.
+    let beginning = Box::pin(begin::<T>(
+        &reached.connected,
+        reached.stream,
+        header,
+        context,
+    ));
+    let end = match beginning.await {
+        Ok(backend) => relay(&mut peer, backend, context, &progress).await,
+        Err(reason) => {
+            not_reached(context, served, reached.balancer, reason);
+            End::BackendReset
+        }
+    };
+    let transfer = Transfer {
+        received: progress.received.load(Ordering::Relaxed),
+        sent: progress.sent.load(Ordering::Relaxed),
+        end,
+    };
     meter.ended(transfer.end.as_str());
     let course = Course {
         listener: &served.listener,
         route,
-        endpoint: connected.endpoint().to_string(),
+        endpoint,
         server_name: &peer.server_name,
         received: transfer.received,
         sent: transfer.sent,
@@ -292,37 +324,45 @@ async fn pass_on<T: Transport>(
     access.log(context, "connection", &course);
 }
 
-/// Copies between a peer and its backend, which is told `header` first. A peer whose TLS ends here
-/// without `close_notify` did not end (RFC 8446 §6.1): the backend is reset, so that it does not
-/// take a cut message for a whole.
-async fn relay<T: Transport>(
-    peer: &mut TlsPeer<T>,
-    mut backend: TcpStream,
+/// Tells a backend who calls, and takes it through a handshake of its own where that of the peer
+/// has ended here.
+async fn begin<T: Transport>(
+    connected: &Connected,
+    mut stream: TcpStream,
     header: Option<Vec<u8>>,
     context: &Context,
-    progress: &Progress,
-) -> Transfer {
-    reset_on_close(&backend);
-    let told = match header {
-        Some(header) => backend.write_all(&header).await,
-        None => Ok(()),
-    };
-    let end = match told {
-        Ok(()) => {
-            let idle_timeout = context.limits.idle_timeout;
-            copy_both(&mut peer.stream, &mut backend, idle_timeout, progress).await
+) -> Result<BackendStream, Unreachable> {
+    reset_on_close(&stream);
+    let beginning = async {
+        if let Some(header) = header {
+            let told = stream.write_all(&header).await;
+            told.map_err(|_| Unreachable::Other)?;
         }
-        Err(_) => End::BackendReset,
+        match T::ENDS_HERE {
+            true => connected.link().secure(stream, Offer::Nothing).await,
+            false => Ok(BackendStream::Left(stream)),
+        }
     };
+    tokio::time::timeout(context.limits.connect_timeout, beginning)
+        .await
+        .unwrap_or(Err(Unreachable::Timeout))
+}
+
+/// Copies between a peer and its backend. A peer whose TLS ends here without `close_notify` did not
+/// end (RFC 8446 §6.1): the backend is reset, so that it does not take a cut message for a whole.
+async fn relay<T: Transport>(
+    peer: &mut TlsPeer<T>,
+    mut backend: BackendStream,
+    context: &Context,
+    progress: &Progress,
+) -> End {
+    let idle_timeout = context.limits.idle_timeout;
+    let end = copy_both(&mut peer.stream, &mut backend, idle_timeout, progress).await;
     if end == End::Eof {
-        close_in_order(&backend);
+        close_in_order(socket(&backend));
         peer.in_order = true;
     }
-    Transfer {
-        received: progress.received.load(Ordering::Relaxed),
-        sent: progress.sent.load(Ordering::Relaxed),
-        end,
-    }
+    end
 }
 
 /// The route for a server name and the backend drawn from it; what is refused is counted.
@@ -346,21 +386,9 @@ async fn connect<'a>(
     context: &Context,
     served: &'a Served,
     server_name: &str,
-) -> Option<(&'a Arc<Route>, TcpStream, Connected)> {
+) -> Option<Reached<'a>> {
     let (route, balancer) = backend_of(served, server_name)?;
-    let failed = |reason: Unreachable| {
-        let reason = reason.as_str();
-        context
-            .metrics
-            .backend_error(&context.gateway, &balancer.name, reason);
-        tracing::warn!(
-            gateway = context.gateway,
-            listener = served.listener,
-            backend = balancer.name,
-            reason,
-            "backend not reached"
-        );
-    };
+    let failed = |reason| not_reached(context, served, balancer, reason);
     let connected = balancer
         .connect(context.limits.connect_timeout, failed)
         .await;
@@ -368,7 +396,26 @@ async fn connect<'a>(
         served.metrics.refused("backend_unreachable");
     }
     let (stream, connected) = connected?;
-    Some((route, stream, connected))
+    Some(Reached {
+        route,
+        balancer,
+        stream,
+        connected,
+    })
+}
+
+fn not_reached(context: &Context, served: &Served, balancer: &Balancer, reason: Unreachable) {
+    let reason = reason.as_str();
+    context
+        .metrics
+        .backend_error(&context.gateway, &balancer.name, reason);
+    tracing::warn!(
+        gateway = context.gateway,
+        listener = served.listener,
+        backend = balancer.name,
+        reason,
+        "backend not reached"
+    );
 }
 
 fn read(progress: &Arc<Progress>) -> crate::metrics::ReadBytes {
@@ -432,6 +479,8 @@ impl<T: Transport> Drop for TlsPeer<T> {
 }
 
 impl<S: Stream> Transport for TlsStream<ReadAhead<S>> {
+    const ENDS_HERE: bool = true;
+
     fn reset(&self) {
         self.get_ref().0.stream().reset();
     }
@@ -442,6 +491,8 @@ impl<S: Stream> Transport for TlsStream<ReadAhead<S>> {
 }
 
 impl<S: Stream> Transport for Passed<S> {
+    const ENDS_HERE: bool = false;
+
     fn reset(&self) {
         self.0.stream().reset();
     }

@@ -2,7 +2,7 @@
 
 use super::{body::RequestBody, request::spoken};
 use crate::proxy::{
-    backend_tls::{Link, Offer, is_distrust},
+    backend_tls::{BackendStream, Link, Offer},
     balance::{Connected, Unreachable},
 };
 use http::{Request, Response, Version, uri::Scheme};
@@ -16,7 +16,6 @@ use std::{
     time::Duration,
 };
 use tokio::{net::TcpStream, time::Instant};
-use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 
 /// The kept connections of one endpoint.
@@ -64,8 +63,6 @@ enum Connection {
     Http1(http1::SendRequest<RequestBody>),
     Http2(Shared),
 }
-
-type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// The place of a request at an endpoint, and its connection when that can be kept.
 #[derive(Debug)]
@@ -233,26 +230,17 @@ async fn greet(
     stream: TcpStream,
     speech: Speech,
 ) -> Result<Connection, Unreachable> {
-    let (stream, is_http2) = match endpoint.link() {
-        Link::Tls(security) => {
-            let offer = match speech {
-                Speech::Http1 => Offer::Http1,
-                Speech::Http2 => Offer::Http2,
-                Speech::Either => Offer::Either,
-            };
-            let stream = security.connect(stream, offer).await;
-            let stream = stream.map_err(|error| match is_distrust(&error) {
-                true => Unreachable::Distrusted,
-                false => Unreachable::Tls,
-            })?;
-            let agreed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            (
-                Either::Right(Box::new(stream)),
-                agreed || speech == Speech::Http2,
-            )
-        }
-        _ => (Either::Left(stream), speech == Speech::Http2),
+    let offer = match speech {
+        Speech::Http1 => Offer::Http1,
+        Speech::Http2 => Offer::Http2,
+        Speech::Either => Offer::Either,
     };
+    let stream = endpoint.link().secure(stream, offer).await?;
+    let agreed = match &stream {
+        Either::Left(_) => None,
+        Either::Right(stream) => stream.get_ref().1.alpn_protocol(),
+    };
+    let is_http2 = speech == Speech::Http2 || agreed == Some(b"h2");
     let connection = match is_http2 {
         true => speak_http2(endpoint, stream).await,
         false => speak_http1(stream).await,
@@ -260,7 +248,7 @@ async fn greet(
     connection.map_err(|_| Unreachable::Other)
 }
 
-async fn speak_http1(stream: Stream) -> hyper::Result<Connection> {
+async fn speak_http1(stream: BackendStream) -> hyper::Result<Connection> {
     let (sender, connection) = http1::Builder::new()
         .handshake(TokioIo::new(stream))
         .await?;
@@ -271,7 +259,7 @@ async fn speak_http1(stream: Stream) -> hyper::Result<Connection> {
     Ok(Connection::Http1(sender))
 }
 
-async fn speak_http2(endpoint: &Connected, stream: Stream) -> hyper::Result<Connection> {
+async fn speak_http2(endpoint: &Connected, stream: BackendStream) -> hyper::Result<Connection> {
     let (sender, connection) = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .adaptive_window(true)

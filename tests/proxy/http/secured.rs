@@ -1,7 +1,10 @@
 //! TLS to backends: whom we believe, what we show, and that nothing is sent otherwise.
 
 use super::scene::{ask, below, get, request, rule, site, text};
-use crate::proxy::scene::{Scene, accept, backend, backend_id, within};
+use crate::proxy::scene::{
+    HOST, Scene, TLS, accept, backend, backend_id, certificate, client, ping, read_all, snapshot,
+    tls_port, within,
+};
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
 use http_body_util::Full;
@@ -314,4 +317,40 @@ async fn a_websocket_goes_to_a_backend_of_tls_over_http1() {
     let mut hi = [0; 2];
     within(tunnel.read_exact(&mut hi)).await.unwrap();
     assert_eq!(&hi, b"hi");
+}
+
+#[tokio::test]
+async fn bytes_whose_tls_ends_here_go_on_in_tls_of_the_backends_own() {
+    let (ca, other) = (Ca::new("ours"), Ca::new("other"));
+    let (listener, address) = backend().await;
+    let acceptor = TlsAcceptor::from(server_config(ca.issue(|_| {}), None, &[]));
+    tokio::spawn(async move {
+        loop {
+            // An echo, for those that believe it.
+            if let Ok(stream) = acceptor.accept(accept(&listener).await).await {
+                let (mut read, mut write) = tokio::io::split(stream);
+                let _ = tokio::io::copy(&mut read, &mut write).await;
+                let _ = write.shutdown().await;
+            }
+        }
+    });
+    let certificate = certificate(&[HOST]);
+    let trusting = |trust| {
+        let port = tls_port(&certificate);
+        let mut snapshot = snapshot([(TLS, port)], &[("app", &[address])]);
+        snapshot.backends.get_mut(&backend_id("app")).unwrap().tls = Some(policy(trust));
+        snapshot
+    };
+    let mut scene = Scene::new(&trusting(ca.trusted())).await;
+    let config = client(&[&certificate]);
+    let mut stream = scene.connect_tls(TLS, &config).await;
+    ping(&mut stream).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert_eq!(read_all(&mut stream).await.unwrap(), b"");
+    scene.apply(&trusting(other.trusted())).await;
+    let mut stream = scene.connect_tls(TLS, &config).await;
+    assert!(read_all(&mut stream).await.is_err());
+    scene
+        .until_metric(r#"tailway_backend_errors_total{gateway="default/web",backend="default/app:80",reason="certificate_not_believed"} 1"#)
+        .await;
 }
