@@ -67,6 +67,7 @@ impl From<&LimitArguments> for Limits {
             udp_idle_timeout: arguments.udp_idle_timeout,
             udp_flows: arguments.max_udp_flows,
             udp_flows_per_peer: arguments.max_udp_flows_per_peer,
+            ..Self::default()
         }
     }
 }

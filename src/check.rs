@@ -77,11 +77,31 @@ fn rows(statuses: &Statuses) -> Vec<Row> {
             }));
         }
     }
+    for set in statuses.listener_sets.values() {
+        let name = set.name.to_string();
+        rows.extend(told("ListenerSet", &name, "", &set.conditions));
+        for listener in &set.listeners {
+            let part = format!("listener {}", listener.name);
+            let listener = told("ListenerSet", &name, &part, &listener.conditions);
+            // What holds the whole set back is said once.
+            rows.extend(listener.filter(|row| {
+                row.condition != c::PROGRAMMED
+                    || set.conditions.iter().all(|own| own.message != row.message)
+            }));
+        }
+    }
     for (key, route) in &statuses.routes {
         let name = route.name.to_string();
         for parent in &route.parents {
             let part = part(&parent.parent_ref);
             rows.extend(told(key.kind.as_str(), &name, &part, &parent.conditions));
+        }
+    }
+    for policy in statuses.policies.values() {
+        let name = policy.name.to_string();
+        for ancestor in &policy.ancestors {
+            let part = part(&ancestor.ancestor_ref);
+            rows.extend(told("BackendTLSPolicy", &name, &part, &ancestor.conditions));
         }
     }
     for (key, messages) in &statuses.unclaimed {
@@ -130,6 +150,9 @@ fn told<'a>(
         let tells = match condition.kind {
             c::ACCEPTED => true,
             c::RESOLVED_REFS => !condition.status,
+            c::PARTIALLY_INVALID
+            | c::INVALID_ANNOTATIONS
+            | c::INSECURE_FRONTEND_VALIDATION_MODE => condition.status,
             // What is not accepted is not programmed either, and its conflict is the reason.
             _ => accepted && condition.is_refusal(),
         };
@@ -238,6 +261,17 @@ pub fn yaml(statuses: &Statuses) -> String {
             &GatewayBody::of(gateway),
         )
     });
+    let sets = statuses.listener_sets.values().map(|set| {
+        document(
+            "gateway.networking.k8s.io/v1",
+            "ListenerSet",
+            &set.name,
+            &SetBody {
+                conditions: &set.conditions,
+                listeners: &set.listeners,
+            },
+        )
+    });
     let routes = statuses.routes.iter().map(|(key, route)| {
         document(
             "gateway.networking.k8s.io/v1",
@@ -248,13 +282,25 @@ pub fn yaml(statuses: &Statuses) -> String {
             },
         )
     });
+    let policies = statuses.policies.values().map(|policy| {
+        document(
+            "gateway.networking.k8s.io/v1",
+            "BackendTLSPolicy",
+            &policy.name,
+            &PolicyBody {
+                ancestors: &policy.ancestors,
+            },
+        )
+    });
     let unclaimed = statuses.unclaimed.iter().flat_map(|(key, messages)| {
         let messages = messages.iter();
         messages.map(move |message| format!("---\n# {} {}: {message}\n", key.kind, key.name))
     });
     classes
         .chain(gateways)
+        .chain(sets)
         .chain(routes)
+        .chain(policies)
         .chain(unclaimed)
         .collect()
 }
@@ -281,8 +327,17 @@ struct ClassBody<'a> {
 }
 
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct GatewayBody<'a> {
     addresses: &'a [crate::index::status::Address],
+    conditions: &'a [Condition],
+    listeners: &'a [crate::index::status::ListenerStatus],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attached_listener_sets: Option<i32>,
+}
+
+#[derive(Serialize)]
+struct SetBody<'a> {
     conditions: &'a [Condition],
     listeners: &'a [crate::index::status::ListenerStatus],
 }
@@ -292,12 +347,19 @@ struct RouteBody<'a> {
     parents: &'a [crate::index::status::ParentStatus],
 }
 
+#[derive(Serialize)]
+struct PolicyBody<'a> {
+    ancestors: &'a [crate::index::status::AncestorStatus],
+}
+
 impl<'a> GatewayBody<'a> {
     fn of(gateway: &'a GatewayStatus) -> Self {
         Self {
             addresses: &gateway.addresses,
             conditions: &gateway.conditions,
             listeners: &gateway.listeners,
+            attached_listener_sets: Some(gateway.attached_listener_sets)
+                .filter(|attached| *attached > 0),
         }
     }
 }

@@ -2,9 +2,11 @@
 
 mod controller;
 mod discovery;
+mod http;
 mod udp;
 
 pub use discovery::PodMeter;
+pub use http::{Ended, HttpLabels, HttpMeter, OpenRequest, WeakHttpMeter};
 pub use udp::{FlowMeter, UdpMetrics};
 
 use prometheus_client::{
@@ -92,6 +94,7 @@ struct Inner {
     udp: udp::Families,
     discovery: discovery::Families,
     controller: controller::Families,
+    http: http::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -157,6 +160,7 @@ impl Default for Metrics {
             udp: udp::Families::default(),
             discovery: discovery::Families::new(),
             controller: controller::Families::new(),
+            http: http::Families::new(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -228,6 +232,7 @@ impl Default for Metrics {
         inner.udp.register(&mut registry);
         inner.discovery.register(&mut registry);
         inner.controller.register(&mut registry);
+        inner.http.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

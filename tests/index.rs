@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use tailway::{
     api::{CONTROLLER, Object},
-    index::{Index, Outcome, status::ListenerStatus},
+    index::{Index, Kind, Outcome, status::ListenerStatus},
     model::{BackendId, Forward, Port, Snapshot, TlsMode, TlsRoutes},
 };
 
@@ -25,19 +25,22 @@ fn class() -> Object {
 fn listener() -> impl Strategy<Value = Value> {
     (
         1..4,
-        select(vec!["TCP", "TLS", "HTTP", "UDP"]),
+        select(vec!["TCP", "TLS", "HTTP", "HTTPS", "UDP"]),
         select(vec!["", "a.example.com", "*.example.com", "gw.tail.ts.net"]),
         select(vec!["Same", "All"]),
+        select(vec!["Terminate", "Passthrough"]),
     )
-        .prop_map(|(port, protocol, hostname, from)| {
+        .prop_map(|(port, protocol, hostname, from, mode)| {
             let mut listener = json!({
                 "port": port,
                 "protocol": protocol,
                 "allowedRoutes": {"namespaces": {"from": from}},
             });
-            if protocol == "TLS" {
+            if protocol.starts_with("HTTP") || protocol == "TLS" {
                 listener["hostname"] = json!(hostname);
-                listener["tls"] = json!({"certificateRefs": [{"name": "missing"}]});
+            }
+            if protocol == "TLS" || protocol == "HTTPS" {
+                listener["tls"] = json!({"mode": mode, "certificateRefs": [{"name": "missing"}]});
             }
             listener
         })
@@ -78,14 +81,24 @@ fn route() -> impl Strategy<Value = Object> {
         prop::option::of(select(vec!["l0", "l1"])),
     );
     let backend = (select(vec!["web", "db", "missing"]), prop::option::of(0..3));
+    let kind = select(vec![
+        Kind::TcpRoute,
+        Kind::UdpRoute,
+        Kind::TlsRoute,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+    ]);
+    // None contains another: the more specific goes before the older.
+    let hostnames = prop::collection::vec(select(vec!["a.example.com", "b.example.com"]), 0..2);
     (
+        (kind, hostnames),
         select(vec!["r", "s", "t", "u"]),
         select(vec!["x", "y"]),
         prop::collection::vec(parent, 1..3),
         prop::collection::vec(backend, 1..3),
         1u8..4,
     )
-        .prop_map(|(name, namespace, parents, backends, day)| {
+        .prop_map(|((kind, hostnames), name, namespace, parents, backends, day)| {
             let parents: Vec<_> = parents
                 .into_iter()
                 .map(|(name, namespace, section)| {
@@ -98,10 +111,26 @@ fn route() -> impl Strategy<Value = Object> {
                 .collect();
             let route = json!({
                 "metadata": {"name": name, "namespace": namespace, "creationTimestamp": created(day)},
-                "spec": {"parentRefs": parents, "rules": [{"backendRefs": backends}]},
+                "spec": {
+                    "parentRefs": parents,
+                    "hostnames": hostnames,
+                    "rules": [{"backendRefs": backends}],
+                },
             });
-            Object::TcpRoute(serde_json::from_value(route).unwrap())
+            route_of(kind, route)
         })
+}
+
+/// A route of any kind; of what the kind has not, nothing is read.
+fn route_of(kind: Kind, route: Value) -> Object {
+    match kind {
+        Kind::TcpRoute => Object::TcpRoute(serde_json::from_value(route).unwrap()),
+        Kind::UdpRoute => Object::UdpRoute(serde_json::from_value(route).unwrap()),
+        Kind::TlsRoute => Object::TlsRoute(serde_json::from_value(route).unwrap()),
+        Kind::HttpRoute => Object::HttpRoute(serde_json::from_value(route).unwrap()),
+        Kind::GrpcRoute => Object::GrpcRoute(serde_json::from_value(route).unwrap()),
+        other => panic!("{other} is no route"),
+    }
 }
 
 fn services() -> Vec<Object> {
@@ -109,7 +138,7 @@ fn services() -> Vec<Object> {
     let service = |(namespace, name)| {
         let service = json!({
             "metadata": {"name": name, "namespace": namespace},
-            "spec": {"ports": [{"port": 80}]},
+            "spec": {"ports": [{"name": "tcp", "port": 80}, {"name": "udp", "port": 80, "protocol": "UDP"}]},
         });
         Object::Service(serde_json::from_value(service).unwrap())
     };
@@ -137,7 +166,8 @@ fn is_true(listener: &ListenerStatus, kind: &str) -> bool {
 }
 
 fn forwards(snapshot: &Snapshot) -> Vec<&Forward> {
-    let mut forwards = Vec::new();
+    let udp = snapshot.udp_ports.values();
+    let mut forwards: Vec<_> = udp.flat_map(|listener| &listener.route).collect();
     for port in snapshot.ports.values() {
         match port {
             Port::Tcp(listener) => forwards.extend(&listener.route),
@@ -186,8 +216,9 @@ proptest! {
                 prop_assert!(!(is_true(listener, "Accepted") && is_true(listener, "Conflicted")));
             }
             if let Some(snapshot) = outcome.snapshots.get(&status.name) {
-                let served: BTreeSet<_> =
+                let mut served: BTreeSet<_> =
                     snapshot.ports.values().flat_map(Port::listener_names).collect();
+                served.extend(snapshot.udp_ports.values().map(|listener| listener.name.as_str()));
                 prop_assert_eq!(served, accepted);
             }
         }
@@ -203,11 +234,14 @@ proptest! {
     #[test]
     fn a_snapshot_holds_the_backends_of_its_routes_and_no_others(objects in objects()) {
         for snapshot in outcome(objects).snapshots.values() {
-            let used: BTreeSet<&BackendId> = forwards(snapshot)
+            let mut used: BTreeSet<&BackendId> = forwards(snapshot)
                 .iter()
                 .flat_map(|forward| &forward.backends)
                 .filter_map(|weighted| weighted.backend.as_ref())
                 .collect();
+            let rules = snapshot.http_routes.values().flat_map(|route| &route.rules);
+            let backends = rules.flat_map(|rule| &rule.backends);
+            used.extend(backends.filter_map(|backend| backend.backend.as_ref()));
             prop_assert_eq!(snapshot.backends.keys().collect::<BTreeSet<_>>(), used);
         }
     }
@@ -236,6 +270,10 @@ fn younger(mut object: Object) -> Object {
     let metadata = match &mut object {
         Object::Gateway(gateway) => &mut gateway.metadata,
         Object::TcpRoute(route) => &mut route.metadata,
+        Object::UdpRoute(route) => &mut route.metadata,
+        Object::TlsRoute(route) => &mut route.metadata,
+        Object::HttpRoute(route) => &mut route.metadata,
+        Object::GrpcRoute(route) => &mut route.metadata,
         other => panic!("{other:?}"),
     };
     metadata.name = Some("younger".into());

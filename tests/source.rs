@@ -1,5 +1,7 @@
 //! Files that are read, and files that change, as editors and mounted ConfigMaps change them.
 
+mod mutations;
+
 use std::{
     fs,
     os::unix::fs::symlink,

@@ -29,12 +29,25 @@ pub const LISTENERS_NOT_VALID: &str = "ListenersNotValid";
 pub const UNSUPPORTED_ADDRESS: &str = "UnsupportedAddress";
 pub const ADDRESS_NOT_ASSIGNED: &str = "AddressNotAssigned";
 pub const ADDRESS_NOT_USABLE: &str = "AddressNotUsable";
+pub const INVALID_CLIENT_CERTIFICATE_REF: &str = "InvalidClientCertificateRef";
+pub const LISTENERS_NOT_RESOLVED: &str = "ListenersNotResolved";
+/// Condition of a Gateway that lets clients in whose certificates are not valid.
+pub const INSECURE_FRONTEND_VALIDATION_MODE: &str = "InsecureFrontendValidationMode";
+pub const CONFIGURATION_CHANGED: &str = "ConfigurationChanged";
+
+// ListenerSet
+pub const NOT_ALLOWED: &str = "NotAllowed";
+pub const PARENT_NOT_ACCEPTED: &str = "ParentNotAccepted";
+pub const PARENT_NOT_PROGRAMMED: &str = "ParentNotProgrammed";
 
 // Listener
 pub const UNSUPPORTED_PROTOCOL: &str = "UnsupportedProtocol";
 pub const UNSUPPORTED_VALUE: &str = "UnsupportedValue";
 pub const INVALID_ROUTE_KINDS: &str = "InvalidRouteKinds";
 pub const INVALID_CERTIFICATE_REF: &str = "InvalidCertificateRef";
+pub const INVALID_CA_CERTIFICATE_REF: &str = "InvalidCACertificateRef";
+pub const INVALID_CA_CERTIFICATE_KIND: &str = "InvalidCACertificateKind";
+pub const NO_VALID_CA_CERTIFICATE: &str = "NoValidCACertificate";
 pub const REF_NOT_PERMITTED: &str = "RefNotPermitted";
 pub const HOSTNAME_CONFLICT: &str = "HostnameConflict";
 pub const PROTOCOL_CONFLICT: &str = "ProtocolConflict";
@@ -55,6 +68,9 @@ pub const INVALID_KIND: &str = "InvalidKind";
 /// specification lets both be accepted and names no condition for it.
 pub const ROUTE_CONFLICTED: &str = "tailway.michaelbeaumont.github.io/Conflicted";
 pub const OLDER_ROUTE: &str = "OlderRoute";
+
+/// Ours, of a Gateway or a route's parent: `True` when annotations have no effect.
+pub const INVALID_ANNOTATIONS: &str = "tailway.michaelbeaumont.github.io/InvalidAnnotations";
 
 /// Ours, of a Gateway: whether its node is up in the tailnet under the name asked for.
 pub const TAILNET_READY: &str = "TailnetReady";

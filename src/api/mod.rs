@@ -7,11 +7,12 @@ pub mod tailnets;
 pub mod gateway_api;
 
 use gateway_api::{
-    gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-    referencegrants::ReferenceGrant, tcproutes::TcpRoute,
+    backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+    grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
+    referencegrants::ReferenceGrant, tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
 };
 use k8s_openapi::api::{
-    core::v1::{Namespace, Secret, Service},
+    core::v1::{ConfigMap, Namespace, Secret, Service},
     discovery::v1::EndpointSlice,
 };
 use tailnets::TailscaleTailnet;
@@ -34,6 +35,18 @@ pub const CERTIFICATE_OPTION: &str = "gateway.tailscale.com/certificate";
 /// Key of `tls.options` that lists the protocols offered by ALPN.
 pub const ALPN_OPTION: &str = "gateway.tailscale.com/alpn";
 
+/// Annotation of a Gateway: which headers tell backends more of the caller.
+pub const REQUEST_HEADERS_ANNOTATION: &str = "tailway.michaelbeaumont.github.io/request-headers";
+
+/// Annotation of a Gateway: the app capabilities of the caller that backends are told.
+pub const APP_CAPABILITIES_ANNOTATION: &str = "tailway.michaelbeaumont.github.io/app-capabilities";
+
+/// Annotation of a Gateway: which requests are logged.
+pub const ACCESS_LOG_ANNOTATION: &str = "tailway.michaelbeaumont.github.io/access-log";
+
+/// Annotation of a TCPRoute or TLSRoute: the version of the PROXY protocol that backends speak.
+pub const PROXY_PROTOCOL_ANNOTATION: &str = "tailway.michaelbeaumont.github.io/proxy-protocol";
+
 /// Key of a state Secret under which a pod tells how its node stands: JSON of
 /// [`NodeReport`](crate::model::NodeReport).
 pub const STATE_REPORT: &str = "report";
@@ -45,10 +58,16 @@ pub enum Object {
     Gateway(Box<Gateway>),
     TcpRoute(Box<TcpRoute>),
     HttpRoute(Box<HttpRoute>),
+    GrpcRoute(Box<GrpcRoute>),
+    TlsRoute(Box<TlsRoute>),
+    UdpRoute(Box<UdpRoute>),
+    ListenerSet(Box<ListenerSet>),
+    BackendTlsPolicy(Box<BackendTlsPolicy>),
     ReferenceGrant(Box<ReferenceGrant>),
     Service(Box<Service>),
     EndpointSlice(Box<EndpointSlice>),
     Secret(Box<Secret>),
+    ConfigMap(Box<ConfigMap>),
     Namespace(Box<Namespace>),
     Tailnet(Box<TailscaleTailnet>),
 }

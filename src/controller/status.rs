@@ -5,9 +5,9 @@ use crate::{
     api::{CONTROLLER, conditions as c},
     index::{
         Key, Kind,
-        status::{Condition, GatewayStatus, RouteStatus},
+        status::{Condition, GatewayStatus, ListenerStatus, PolicyStatus, RouteStatus},
     },
-    model::ObjectName,
+    model::{ObjectName, Table},
 };
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -39,7 +39,57 @@ pub struct News {
 }
 
 /// Features that `GatewayClass.status.supportedFeatures` tells, sorted (GEP-2162).
-const FEATURES: &[&str] = &["Gateway", "HTTPRoute", "ReferenceGrant", "TCPRoute"];
+const FEATURES: &[&str] = &[
+    "BackendTLSPolicy",
+    "BackendTLSPolicySANValidation",
+    "GRPCRoute",
+    "GRPCRouteNamedRouteRule",
+    "GRPCRouteRequestHeaderModifier",
+    "Gateway",
+    "GatewayAddressEmpty",
+    "GatewayBackendClientCertificate",
+    "GatewayFrontendClientCertificateValidation",
+    "GatewayFrontendClientCertificateValidationInsecureFallback",
+    "GatewayHTTPListenerIsolation",
+    "GatewayHTTPSListenerDetectMisdirectedRequests",
+    "GatewayInfrastructure",
+    "GatewayPort8080",
+    "GatewayRouteHostnameIntersectionPrecedence",
+    "HTTPRoute",
+    "HTTPRoute303RedirectStatusCode",
+    "HTTPRoute307RedirectStatusCode",
+    "HTTPRoute308RedirectStatusCode",
+    "HTTPRouteBackendProtocolH2C",
+    "HTTPRouteBackendProtocolWebSocket",
+    "HTTPRouteBackendRequestHeaderModification",
+    "HTTPRouteBackendTimeout",
+    "HTTPRouteBackendURLRewrite",
+    "HTTPRouteCORS",
+    "HTTPRouteDestinationPortMatching",
+    "HTTPRouteHostRewrite",
+    "HTTPRouteMethodMatching",
+    "HTTPRouteNamedRouteRule",
+    "HTTPRouteParentRefPort",
+    "HTTPRoutePathRedirect",
+    "HTTPRoutePathRewrite",
+    "HTTPRoutePortRedirect",
+    "HTTPRouteQueryParamMatching",
+    "HTTPRouteRequestMirror",
+    "HTTPRouteRequestMultipleMirrors",
+    "HTTPRouteRequestPercentageMirror",
+    "HTTPRouteRequestTimeout",
+    "HTTPRouteResponseHeaderModification",
+    "HTTPRouteRetryCodes",
+    "HTTPRouteRetryConnectionError",
+    "HTTPRouteSchemeRedirect",
+    "ListenerSet",
+    "ReferenceGrant",
+    "TCPRoute",
+    "TLSRoute",
+    "TLSRouteModeMixed",
+    "TLSRouteModeTerminate",
+    "UDPRoute",
+];
 
 const CLASS_CONDITIONS: &[&str] = &[c::ACCEPTED];
 const GATEWAY_CONDITIONS: &[&str] = &[
@@ -47,6 +97,9 @@ const GATEWAY_CONDITIONS: &[&str] = &[
     c::PROGRAMMED,
     c::TAILNET_READY,
     c::CERTIFICATE_READY,
+    c::INVALID_ANNOTATIONS,
+    c::RESOLVED_REFS,
+    c::INSECURE_FRONTEND_VALIDATION_MODE,
 ];
 const LISTENER_CONDITIONS: &[&str] = &[
     c::ACCEPTED,
@@ -60,7 +113,14 @@ const PARENT_CONDITIONS: &[&str] = &[
     c::RESOLVED_REFS,
     c::ROUTE_CONFLICTED,
     c::PARTIALLY_INVALID,
+    c::INVALID_ANNOTATIONS,
 ];
+
+const SET_CONDITIONS: &[&str] = &[c::ACCEPTED, c::PROGRAMMED];
+const POLICY_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS];
+
+/// Entries that `status.ancestors` can have, those of others too (Gateway API `PolicyStatus`).
+const ANCESTORS: usize = 16;
 
 /// The objects whose statuses may have to be written, as they or what follows for them changed.
 pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
@@ -79,8 +139,38 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
             subjects.tcp_routes.differences(&old.tcp_routes),
         ),
         (
+            Kind::ListenerSet,
+            now.listener_sets.differences(&then.listener_sets),
+        ),
+        (
+            Kind::ListenerSet,
+            subjects.listener_sets.differences(&old.listener_sets),
+        ),
+        (
+            Kind::BackendTlsPolicy,
+            now.policies.differences(&then.policies),
+        ),
+        (
+            Kind::BackendTlsPolicy,
+            subjects
+                .backend_tls_policies
+                .differences(&old.backend_tls_policies),
+        ),
+        (
             Kind::HttpRoute,
             subjects.http_routes.differences(&old.http_routes),
+        ),
+        (
+            Kind::GrpcRoute,
+            subjects.grpc_routes.differences(&old.grpc_routes),
+        ),
+        (
+            Kind::TlsRoute,
+            subjects.tls_routes.differences(&old.tls_routes),
+        ),
+        (
+            Kind::UdpRoute,
+            subjects.udp_routes.differences(&old.udp_routes),
         ),
     ];
     let keys = of_kinds.into_iter().flat_map(|(kind, names)| {
@@ -101,8 +191,13 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
     let plan = |key: &Key| match key.kind {
         Kind::GatewayClass => of_class(world, key, &now),
         Kind::Gateway => of_gateway(world, key, &now),
-        Kind::TcpRoute => of_tcp_route(world, key, &now),
-        Kind::HttpRoute => of_http_route(world, key, &now),
+        Kind::TcpRoute => of_route(world, key, &world.subjects.tcp_routes, |r| &r.status, &now),
+        Kind::HttpRoute => of_route(world, key, &world.subjects.http_routes, |r| &r.status, &now),
+        Kind::GrpcRoute => of_route(world, key, &world.subjects.grpc_routes, |r| &r.status, &now),
+        Kind::TlsRoute => of_route(world, key, &world.subjects.tls_routes, |r| &r.status, &now),
+        Kind::UdpRoute => of_route(world, key, &world.subjects.udp_routes, |r| &r.status, &now),
+        Kind::ListenerSet => of_listener_set(world, key, &now),
+        Kind::BackendTlsPolicy => of_policy(world, key, &now),
         _ => None,
     };
     objects.iter().filter_map(plan).collect()
@@ -125,20 +220,44 @@ fn of_gateway(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
 }
 
 /// A route without a status may still carry one of ours.
-fn of_tcp_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+fn of_route<K, S>(
+    world: &World,
+    key: &Key,
+    routes: &Table<K>,
+    live: impl Fn(&K) -> &Option<S>,
+    now: &str,
+) -> Option<StatusWrite>
+where
+    K: Resource<DynamicType = ()>,
+    S: Serialize,
+{
     let status = world.outcome.statuses.routes.get(key);
-    let route = world.subjects.tcp_routes.get(&key.name)?;
-    let live = value(&route.status);
+    let route = routes.get(&key.name)?;
+    let live = value(live(route));
     let desired = route_status(status.map(|status| &**status), &live, now);
     write(key, &**route, &live, desired, &[])
 }
 
-fn of_http_route(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
-    let status = world.outcome.statuses.routes.get(key);
-    let route = world.subjects.http_routes.get(&key.name)?;
-    let live = value(&route.status);
-    let desired = route_status(status.map(|status| &**status), &live, now);
-    write(key, &**route, &live, desired, &[])
+fn of_listener_set(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.listener_sets.get(&key.name)?;
+    let set = world.subjects.listener_sets.get(&key.name)?;
+    let live = value(&set.status);
+    let listeners = listeners_status(&status.listeners, &live, now);
+    let conditions = merged(&live["conditions"], &status.conditions, SET_CONDITIONS, now);
+    let desired = Map::from_iter([
+        ("conditions".into(), conditions),
+        ("listeners".into(), listeners),
+    ]);
+    write(key, &**set, &live, desired, &status.conditions)
+}
+
+/// A policy without a status may still carry one of ours.
+fn of_policy(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let status = world.outcome.statuses.policies.get(&key.name);
+    let policy = world.subjects.backend_tls_policies.get(&key.name)?;
+    let live = value(&policy.status);
+    let desired = policy_status(status.map(|status| &**status), &live, now);
+    write(key, &**policy, &live, desired, &[])
 }
 
 fn write<K>(
@@ -203,18 +322,8 @@ fn class_status(conditions: &[Condition], live: &Value, now: &str) -> Map<String
 }
 
 fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String, Value> {
-    let listeners = status.listeners.iter().map(|listener| {
-        let live = entry(&live["listeners"], |live| live["name"] == listener.name);
-        let mut desired = value(listener);
-        desired["conditions"] = merged(
-            &live["conditions"],
-            &listener.conditions,
-            LISTENER_CONDITIONS,
-            now,
-        );
-        desired
-    });
-    Map::from_iter([
+    let listeners = listeners_status(&status.listeners, live, now);
+    let mut desired = Map::from_iter([
         ("addresses".into(), value(&status.addresses)),
         (
             "conditions".into(),
@@ -225,19 +334,33 @@ fn gateway_status(status: &GatewayStatus, live: &Value, now: &str) -> Map<String
                 now,
             ),
         ),
-        ("listeners".into(), listeners.collect()),
-    ])
+        ("listeners".into(), listeners),
+    ]);
+    let attached = status.attached_listener_sets;
+    if attached > 0 || live["attachedListenerSets"].is_number() {
+        desired.insert("attachedListenerSets".into(), attached.into());
+    }
+    desired
+}
+
+fn listeners_status(listeners: &[ListenerStatus], live: &Value, now: &str) -> Value {
+    let listeners = listeners.iter().map(|listener| {
+        let live = entry(&live["listeners"], |live| live["name"] == listener.name);
+        let mut desired = value(listener);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &listener.conditions,
+            LISTENER_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    listeners.collect()
 }
 
 /// Entries of other controllers stay as they are, before ours.
 fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<String, Value> {
-    let (ours, others): (Vec<_>, Vec<_>) = live["parents"]
-        .as_array()
-        .cloned()
-        .unwrap_or_default()
-        .into_iter()
-        .partition(|parent| parent["controllerName"] == CONTROLLER);
-    let ours = Value::from(ours);
+    let (ours, others) = ours_and_others(&live["parents"]);
     let parents = status.into_iter().flat_map(|status| &status.parents);
     let desired = parents.map(|parent| {
         let reference = value(&parent.parent_ref);
@@ -253,6 +376,36 @@ fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<St
     });
     let parents = others.into_iter().chain(desired).collect();
     Map::from_iter([("parents".into(), parents)])
+}
+
+/// Entries of other controllers stay as they are, before ours.
+fn policy_status(status: Option<&PolicyStatus>, live: &Value, now: &str) -> Map<String, Value> {
+    let (ours, others) = ours_and_others(&live["ancestors"]);
+    let ancestors = status.into_iter().flat_map(|status| &status.ancestors);
+    let desired = ancestors.map(|ancestor| {
+        let reference = value(&ancestor.ancestor_ref);
+        let live = entry(&ours, |live| live["ancestorRef"] == reference);
+        let mut desired = value(ancestor);
+        desired["conditions"] = merged(
+            &live["conditions"],
+            &ancestor.conditions,
+            POLICY_CONDITIONS,
+            now,
+        );
+        desired
+    });
+    let room = ANCESTORS.saturating_sub(others.len());
+    let ancestors = others.into_iter().chain(desired.take(room)).collect();
+    Map::from_iter([("ancestors".into(), ancestors)])
+}
+
+/// The entries of a status that are ours, and those of other controllers.
+fn ours_and_others(entries: &Value) -> (Value, Vec<Value>) {
+    let entries = entries.as_array().cloned().unwrap_or_default();
+    let (ours, others) = entries
+        .into_iter()
+        .partition::<Vec<_>, _>(|entry| entry["controllerName"] == CONTROLLER);
+    (ours.into(), others)
 }
 
 /// The conditions there, with ours in the place of those of the types that are ours. A condition

@@ -1,7 +1,8 @@
 //! backendRefs to weighted backends.
 
 use super::{
-    Key,
+    Key, Kind,
+    app_protocols::Spoken,
     grants::Reference,
     http,
     objects::Objects,
@@ -10,7 +11,7 @@ use super::{
 };
 use crate::{
     api::{conditions as c, gateway_api::httproutes::HttpRouteRules},
-    model::{Backend, BackendId, HttpRoute, WeightedBackend},
+    model::{Backend, BackendId, HttpRoute, Transport, WeightedBackend},
 };
 use std::collections::BTreeMap;
 
@@ -22,16 +23,12 @@ pub(super) struct Resolved {
     pub(super) findings: Vec<Finding>,
     /// The rules of a route of HTTP.
     pub(super) http: Option<HttpRoute>,
-    /// Why the route cannot be accepted.
-    pub(super) refused: Vec<Finding>,
-    /// Why parts of it are left out.
-    pub(super) left_out: Vec<Finding>,
 }
 
 impl Objects {
     pub(super) fn resolve_backends(&self, key: &Key, route: &Route) -> Resolved {
         match &route.rules {
-            Rules::Bytes(rules) => self.resolve_bytes(key, rules.first()),
+            Rules::Bytes { rules, .. } => self.resolve_bytes(key, rules.first()),
             Rules::Http { rules, .. } => self.resolve_http(key, rules),
         }
     }
@@ -52,16 +49,11 @@ impl Objects {
                 None
             }
         };
-        let mut reader = http::Reader {
-            resolve: &mut resolve,
-            refused: Vec::new(),
-            left_out: Vec::new(),
-        };
+        let mut reader = http::Reader::new(&mut resolve);
         let rules = reader.rules(rules);
-        let (refused, left_out) = (reader.refused, reader.left_out);
+        let unresolved = reader.unresolved;
+        resolved.findings.extend(unresolved);
         resolved.http = Some(HttpRoute { rules });
-        resolved.refused = refused;
-        resolved.left_out = left_out;
         resolved
     }
 
@@ -132,9 +124,28 @@ impl Objects {
         else {
             return Err(not_found(format!("backend {service} has no port: set one")));
         };
+        let transport = match route.kind {
+            Kind::UdpRoute => Transport::Udp,
+            _ => Transport::Tcp,
+        };
         let endpoints = object
-            .endpoints(&service, port, self.slices(&service))
+            .endpoints(&service, port, transport, self.slices(&service))
             .map_err(not_found)?;
-        Ok((BackendId { service, port }, Backend::new(endpoints)))
+        let spoken = Spoken::of(object.app_protocol(port));
+        let backend = Backend {
+            protocol: spoken.protocol(),
+            tls: self.backend_tls(&service, object.port_name(port)),
+            endpoints,
+        };
+        if let Some(problem) = spoken.problem(route.kind, backend.tls.is_some()) {
+            let message = format!("port {port} of Service {service} {problem}");
+            return Err(Finding::new(c::UNSUPPORTED_PROTOCOL, message));
+        }
+        let id = BackendId {
+            service,
+            port,
+            transport,
+        };
+        Ok((id, backend))
     }
 }

@@ -1,6 +1,6 @@
 //! Secrets and certificateRefs to certificates.
 
-use super::{grants::Reference, objects::Objects, status::Finding};
+use super::{Kind, grants::Reference, objects::Objects, status::Finding};
 use crate::{
     api::{
         conditions as c,
@@ -19,10 +19,11 @@ const TLS_SECRET: &str = "kubernetes.io/tls";
 pub(super) struct TlsSecret(Result<Certificate, String>);
 
 impl Objects {
-    /// The certificate that a reference of a Gateway means.
+    /// The certificate that a reference means. `from`: kind and namespace of the object that it is
+    /// in.
     pub(super) fn certificate(
         &self,
-        gateway: &ObjectName,
+        (from_kind, from_namespace): (Kind, &str),
         reference: &CertificateRef,
     ) -> Result<Certificate, Finding> {
         let invalid = |message: String| Finding::new(c::INVALID_CERTIFICATE_REF, message);
@@ -35,11 +36,11 @@ impl Objects {
                 reference.name
             )));
         }
-        let namespace = reference.namespace.as_ref().unwrap_or(&gateway.namespace);
+        let namespace = reference.namespace.as_deref().unwrap_or(from_namespace);
         let name = ObjectName::new(namespace, &reference.name);
         let permitted = self.permits(&Reference {
-            from_kind: "Gateway",
-            from_namespace: &gateway.namespace,
+            from_kind: from_kind.as_str(),
+            from_namespace,
             to_kind: "Secret",
             to: &name,
         });
@@ -47,8 +48,7 @@ impl Objects {
             return Err(Finding::new(
                 c::REF_NOT_PERMITTED,
                 format!(
-                    "Secret {name} is in another namespace, where no ReferenceGrant allows Gateways of namespace {} to use it",
-                    gateway.namespace
+                    "Secret {name} is in another namespace, where no ReferenceGrant allows {from_kind}s of namespace {from_namespace} to use it"
                 ),
             ));
         }

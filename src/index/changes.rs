@@ -2,6 +2,8 @@
 
 use super::{
     Index, Key, Kind, Verdict,
+    annotations::http_options,
+    authorities::Bundle,
     certificates::TlsSecret,
     links::{Stage, unscoped},
     routes::Route,
@@ -11,8 +13,7 @@ use crate::{
     api::{
         Object,
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-            referencegrants::ReferenceGrantSpec, tcproutes::TcpRoute,
+            gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrantSpec,
         },
         tailnets::TailscaleTailnet,
     },
@@ -31,8 +32,29 @@ impl Index {
         match object {
             Object::GatewayClass(o) => self.set_class(name, Some(Arc::from(o))),
             Object::Gateway(o) => self.set_gateway(name, Some(Arc::from(o))),
-            Object::TcpRoute(o) => self.set_tcp_route(name, Some(Arc::from(o))),
-            Object::HttpRoute(o) => self.set_http_route(name, Some(Arc::from(o))),
+            Object::TcpRoute(o) => {
+                self.set_route(Kind::TcpRoute, name, Some(Route::of_tcp(name, &o)));
+                self.objects.tcp_routes.set(name, Some(Arc::from(o)));
+            }
+            Object::HttpRoute(o) => {
+                self.set_route(Kind::HttpRoute, name, Some(Route::of_http(name, &o)));
+                self.objects.http_routes.set(name, Some(Arc::from(o)));
+            }
+            Object::GrpcRoute(o) => {
+                self.set_route(Kind::GrpcRoute, name, Some(Route::of_grpc(name, &o)));
+                self.objects.grpc_routes.set(name, Some(Arc::from(o)));
+            }
+            Object::TlsRoute(o) => {
+                self.set_route(Kind::TlsRoute, name, Some(Route::of_tls(name, &o)));
+                self.objects.tls_routes.set(name, Some(Arc::from(o)));
+            }
+            Object::UdpRoute(o) => {
+                self.set_route(Kind::UdpRoute, name, Some(Route::of_udp(name, &o)));
+                self.objects.udp_routes.set(name, Some(Arc::from(o)));
+            }
+            Object::ListenerSet(o) => self.set_listener_set(name, Some(Arc::from(o))),
+            Object::BackendTlsPolicy(o) => self.set_policy(name, Some(Arc::from(o))),
+            Object::ConfigMap(o) => self.set_config_map(name, Some(Bundle::of(&o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
             Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
             Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
@@ -49,8 +71,14 @@ impl Index {
         match key.kind {
             Kind::GatewayClass => self.set_class(name, None),
             Kind::Gateway => self.set_gateway(name, None),
-            Kind::TcpRoute => self.set_tcp_route(name, None),
-            Kind::HttpRoute => self.set_http_route(name, None),
+            Kind::TcpRoute
+            | Kind::HttpRoute
+            | Kind::GrpcRoute
+            | Kind::TlsRoute
+            | Kind::UdpRoute => self.delete_route(key),
+            Kind::ListenerSet => self.set_listener_set(name, None),
+            Kind::BackendTlsPolicy => self.set_policy(name, None),
+            Kind::ConfigMap => self.set_config_map(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
             Kind::ReferenceGrant => self.set_grant(name, None),
             Kind::Service => self.set_service(name, None),
@@ -119,32 +147,25 @@ impl Index {
         }
     }
 
-    fn set_tcp_route(&mut self, name: &ObjectName, route: Option<Arc<TcpRoute>>) {
-        let key = Key {
-            kind: Kind::TcpRoute,
-            name: name.clone(),
-        };
-        self.set_route(
-            &key,
-            route.as_deref().map(|route| Route::of_tcp(name, route)),
-        );
-        self.objects.tcp_routes.set(name, route);
-    }
-
-    fn set_http_route(&mut self, name: &ObjectName, route: Option<Arc<HttpRoute>>) {
-        let key = Key {
-            kind: Kind::HttpRoute,
-            name: name.clone(),
-        };
-        self.set_route(
-            &key,
-            route.as_deref().map(|route| Route::of_http(name, route)),
-        );
-        self.objects.http_routes.set(name, route);
+    fn delete_route(&mut self, key: &Key) {
+        self.set_route(key.kind, &key.name, None);
+        let (objects, name) = (&mut self.objects, &key.name);
+        match key.kind {
+            Kind::TcpRoute => drop(objects.tcp_routes.set(name, None)),
+            Kind::HttpRoute => drop(objects.http_routes.set(name, None)),
+            Kind::GrpcRoute => drop(objects.grpc_routes.set(name, None)),
+            Kind::TlsRoute => drop(objects.tls_routes.set(name, None)),
+            Kind::UdpRoute => drop(objects.udp_routes.set(name, None)),
+            _ => {}
+        }
     }
 
     /// The one way in for routes of every kind.
-    fn set_route(&mut self, key: &Key, route: Option<Route>) {
+    fn set_route(&mut self, kind: Kind, name: &ObjectName, route: Option<Route>) {
+        let key = &Key {
+            kind,
+            name: name.clone(),
+        };
         let new = route.clone();
         let Some(old) = replace(&mut self.objects.routes, key, route) else {
             return;
@@ -153,7 +174,7 @@ impl Index {
         self.pending.backends.insert(key.clone());
         self.pending.route_statuses.insert(key.clone());
         for route in [old, new].iter().flatten() {
-            for (_, gateway) in route.gateways(key) {
+            for (_, gateway) in self.objects.gateways_of(key, route) {
                 self.pending.gateway(&gateway, Stage::Routes);
             }
         }
@@ -171,6 +192,10 @@ impl Index {
         let namespace = &name.namespace;
         let gateways = self.links.gateways_of_secret.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
+        let sets = self.links.sets_of_secret.of_namespace(namespace);
+        self.certificates_changed(&sets.cloned().collect());
+        let gateways = self.links.gateways_of_config_map.of_namespace(namespace);
+        self.pending.gateways(gateways, Stage::Listeners);
         let routes = self.links.routes_of_service.of_namespace(namespace);
         self.pending.backends.extend(routes.cloned());
     }
@@ -178,6 +203,7 @@ impl Index {
     fn set_service(&mut self, name: &ObjectName, service: Option<ServicePorts>) {
         if replace(&mut self.objects.services, name, service).is_some() {
             self.endpoints_changed(name);
+            self.mark_policies(name);
         }
     }
 
@@ -194,7 +220,7 @@ impl Index {
         }
     }
 
-    fn endpoints_changed(&mut self, service: &ObjectName) {
+    pub(super) fn endpoints_changed(&mut self, service: &ObjectName) {
         let routes = self.links.routes_of_service.of(service).cloned();
         self.pending.backends.extend(routes);
     }
@@ -203,6 +229,8 @@ impl Index {
         if replace(&mut self.objects.secrets, name, secret).is_some() {
             let gateways = self.links.gateways_of_secret.of(name);
             self.pending.gateways(gateways, Stage::Listeners);
+            let sets = self.links.sets_of_secret.of(name).cloned().collect();
+            self.certificates_changed(&sets);
             self.pending.classes = true;
         }
     }
@@ -213,10 +241,12 @@ impl Index {
         }
         for key in self.links.routes_of_namespace.of(&unscoped(&name.name)) {
             let route = self.objects.routes.get(key);
-            for (_, gateway) in route.into_iter().flat_map(|route| route.gateways(key)) {
+            let gateways = route.map(|route| self.objects.gateways_of(key, route));
+            for (_, gateway) in gateways.into_iter().flatten() {
                 self.pending.gateway(&gateway, Stage::Routes);
             }
         }
+        self.labels_changed(&name.name);
     }
 }
 
@@ -226,13 +256,15 @@ fn is_same(old: Option<&Gateway>, new: Option<&Gateway>) -> bool {
         return old.is_none() && new.is_none();
     };
     let age = |metadata: &ObjectMeta| (metadata.generation, metadata.creation_timestamp.clone());
-    age(&old.metadata) == age(&new.metadata) && old.spec == new.spec
+    age(&old.metadata) == age(&new.metadata)
+        && old.spec == new.spec
+        && http_options(&old.metadata) == http_options(&new.metadata)
 }
 
 /// Puts a value in the place of the one there, or removes it. Gives the one that was there when
 /// that changed anything.
 #[expect(clippy::option_option, reason = "nothing may have been there before")]
-fn replace<K: Ord + Clone, V: PartialEq>(
+pub(super) fn replace<K: Ord + Clone, V: PartialEq>(
     values: &mut BTreeMap<K, V>,
     key: &K,
     value: Option<V>,

@@ -18,6 +18,8 @@ enum Recognition {
     ServerName,
     /// By the Host of plain HTTP.
     Host,
+    /// By nothing but the port of UDP, which has ports of its own.
+    Datagram,
 }
 
 /// For each listener, the conflict that it has. None of those in a conflict wins (Gateway API,
@@ -25,6 +27,38 @@ enum Recognition {
 pub(super) fn conflicts(specs: &[GatewayListeners]) -> Vec<Option<Finding>> {
     let of = |(index, spec)| conflict(spec, &sharing(specs, index));
     specs.iter().enumerate().map(of).collect()
+}
+
+/// For each listener, the conflict that it has, when several objects have listeners of one
+/// Gateway: those of the first come first, and what conflicts with them is left out (Gateway API
+/// `ListenerSetSpec.listeners`). Whose they are is not for everybody to know.
+pub(super) fn conflicts_of_groups(groups: &[Vec<GatewayListeners>]) -> Vec<Option<Finding>> {
+    let mut standing: Vec<GatewayListeners> = Vec::new();
+    let mut all = Vec::new();
+    for group in groups {
+        let lost: Vec<_> = group.iter().map(|spec| lost(spec, &standing)).collect();
+        let left = group.iter().zip(&lost).filter(|(_, lost)| lost.is_none());
+        let left: Vec<_> = left.map(|(spec, _)| spec.clone()).collect();
+        let mut mutual = conflicts(&left).into_iter();
+        let of = |lost: Option<Finding>| lost.or_else(|| mutual.next().flatten());
+        all.extend(lost.into_iter().map(of));
+        standing.extend(left);
+    }
+    all
+}
+
+/// The conflict with listeners that come first.
+fn lost(spec: &GatewayListeners, standing: &[GatewayListeners]) -> Option<Finding> {
+    let specs = [std::slice::from_ref(spec), standing].concat();
+    let conflict = conflict(spec, &sharing(&specs, 0))?;
+    let taken = match conflict.reason {
+        c::HOSTNAME_CONFLICT => format!("port {} and hostname {:?} are", spec.port, hostname(spec)),
+        _ => format!("port {} is", spec.port),
+    };
+    let message = format!(
+        "{taken} taken by a listener that comes first: the Gateway's own do, then those of older ListenerSets"
+    );
+    Some(Finding::new(conflict.reason, message))
 }
 
 /// For each listener, the TLS listeners of its port whose hostnames overlap with its own (Gateway
@@ -48,22 +82,24 @@ pub(super) fn overlaps(specs: &[GatewayListeners]) -> Vec<Option<Finding>> {
     specs.iter().enumerate().map(of).collect()
 }
 
-/// The other listeners of the same port.
+/// The other listeners of the same port, either of TCP or of UDP.
 fn sharing(specs: &[GatewayListeners], index: usize) -> Vec<&GatewayListeners> {
+    let is_udp = |spec: &GatewayListeners| recognition(spec) == Some(Recognition::Datagram);
+    let own = &specs[index];
     let others = specs.iter().enumerate().filter(|&(at, _)| at != index);
     others
         .map(|(_, other)| other)
-        .filter(|other| other.port == specs[index].port)
+        .filter(|other| other.port == own.port && is_udp(other) == is_udp(own))
         .collect()
 }
 
-/// `None` for what cannot be in the way on a port: UDP has ports of its own, and an unknown
-/// protocol is never served.
+/// `None` for what cannot be in the way on a port: an unknown protocol is never served.
 fn recognition(spec: &GatewayListeners) -> Option<Recognition> {
     match spec.protocol.as_str() {
         "TCP" => Some(Recognition::Port),
         "TLS" | "HTTPS" => Some(Recognition::ServerName),
         "HTTP" => Some(Recognition::Host),
+        "UDP" => Some(Recognition::Datagram),
         _ => None,
     }
 }
@@ -84,7 +120,7 @@ fn conflict(spec: &GatewayListeners, sharing: &[&GatewayListeners]) -> Option<Fi
         let message = format!("port {port} has another protocol in listener {names}");
         return Some(Finding::new(c::PROTOCOL_CONFLICT, message));
     }
-    if own == Recognition::Port {
+    if matches!(own, Recognition::Port | Recognition::Datagram) {
         let names = names(&|_, _| true)?;
         let message = format!("port {port} is also that of listener {names}");
         return Some(Finding::new(c::PROTOCOL_CONFLICT, message));
@@ -96,9 +132,7 @@ fn conflict(spec: &GatewayListeners, sharing: &[&GatewayListeners]) -> Option<Fi
         );
         return Some(Finding::new(c::HOSTNAME_CONFLICT, message));
     }
-    let names = names(&|other, _| is_passthrough(other) != is_passthrough(spec))?;
-    let message = format!("port {port} has another TLS mode in listener {names}");
-    Some(Finding::new(c::PROTOCOL_CONFLICT, message))
+    None
 }
 
 pub(super) fn is_passthrough(spec: &GatewayListeners) -> bool {

@@ -20,12 +20,12 @@ use std::collections::BTreeMap;
 pub(super) struct Evaluated {
     /// Those of ours.
     classes: BTreeMap<ObjectName, Class>,
-    candidates: BTreeMap<ObjectName, Candidate>,
+    pub(super) candidates: BTreeMap<ObjectName, Candidate>,
     names: Names,
     /// The backends of each route.
-    resolved: BTreeMap<Key, Resolved>,
+    pub(super) resolved: BTreeMap<Key, Resolved>,
     /// By Gateway.
-    attached: BTreeMap<ObjectName, Attached>,
+    pub(super) attached: BTreeMap<ObjectName, Attached>,
 }
 
 impl Index {
@@ -45,9 +45,17 @@ impl Index {
         }
         for gateway in std::mem::take(&mut self.pending.gateways).into_keys() {
             self.conclude_gateway(&gateway);
+            let sets = self.objects.sets_of_gateway.of(&gateway).cloned();
+            self.pending.listener_sets.extend(sets);
+        }
+        for set in std::mem::take(&mut self.pending.listener_sets) {
+            self.conclude_listener_set(&set);
         }
         for route in std::mem::take(&mut self.pending.route_statuses) {
             self.conclude_route(&route);
+        }
+        for policy in std::mem::take(&mut self.pending.policies) {
+            self.conclude_policy(&policy);
         }
         self.outcome.clone()
     }
@@ -100,7 +108,9 @@ impl Index {
 
     fn resolve_backends(&mut self, key: Key) {
         let Some(route) = self.objects.routes.get(&key) else {
-            self.evaluated.resolved.remove(&key);
+            if let Some(before) = self.evaluated.resolved.remove(&key) {
+                self.mark_policies_of(&before);
+            }
             return;
         };
         let resolved = self.objects.resolve_backends(&key, route);
@@ -108,21 +118,26 @@ impl Index {
         if before == Some(&resolved) {
             return;
         }
-        for (_, gateway) in route.gateways(&key) {
+        for (_, gateway) in self.objects.gateways_of(&key, route) {
             let attached = self.evaluated.attached.get(&gateway);
-            if attached.is_some_and(|attached| attached.serves(&key)) {
+            if attached.is_some_and(|attached| attached.served().any(|served| *served == key)) {
                 self.pending.gateway(&gateway, Stage::Result);
             }
         }
         if before.is_none_or(|before| before.findings != resolved.findings) {
             self.pending.route_statuses.insert(key.clone());
         }
-        self.evaluated.resolved.insert(key, resolved);
+        self.mark_policies_of(&resolved);
+        if let Some(before) = self.evaluated.resolved.insert(key, resolved) {
+            self.mark_policies_of(&before);
+        }
     }
 
     fn attach_routes(&mut self, gateway: &ObjectName) {
-        let keys = self.links.routes_of_gateway.of(gateway);
-        let routes = keys.filter_map(|key| Some((key, self.objects.routes.get(key)?)));
+        let keys = self.routes_of(gateway);
+        let routes = keys
+            .iter()
+            .filter_map(|key| Some((key, self.objects.routes.get(key)?)));
         let candidate = self.evaluated.candidates.get(gateway);
         let attached = candidate.map(|candidate| Attached::new(&self.objects, candidate, routes));
         let now = attached.clone().unwrap_or_default();
@@ -134,31 +149,38 @@ impl Index {
         let changed = differences(&before.results, &now.results, PartialEq::eq);
         let routes = changed.into_iter().map(|(route, _)| route.clone());
         self.pending.route_statuses.extend(routes);
+        let both = before.results.keys().chain(now.results.keys());
+        self.mark_policies_of_routes(both.map(|(route, _)| route));
     }
 
     /// The Snapshot and the status of a Gateway.
     fn conclude_gateway(&mut self, name: &ObjectName) {
-        let evaluated = &self.evaluated;
-        let candidate = evaluated.candidates.get(name);
-        let attached = evaluated.attached.get(name);
-        let known = candidate.zip(attached).map(|(candidate, attached)| Known {
-            candidate,
-            names: &evaluated.names,
-            attached,
-            resolved: &evaluated.resolved,
-            report: self.reports.get(name),
-        });
+        let known = self.known(name);
         let snapshot = known.as_ref().and_then(Known::snapshot);
-        self.outcome.snapshots.settle(name, snapshot);
         let status = known.as_ref().map(Known::status);
+        self.outcome.snapshots.settle(name, snapshot);
         self.outcome.statuses.gateways.settle(name, status);
+    }
+
+    /// All that is known of a Gateway of ours.
+    pub(super) fn known(&self, name: &ObjectName) -> Option<Known<'_>> {
+        let evaluated = &self.evaluated;
+        Some(Known {
+            candidate: evaluated.candidates.get(name)?,
+            names: &evaluated.names,
+            attached: evaluated.attached.get(name)?,
+            resolved: &evaluated.resolved,
+            routes: &self.objects.routes,
+            report: self.reports.get(name),
+        })
     }
 
     fn conclude_route(&mut self, key: &Key) {
         let route = self.objects.routes.get(key);
         let resolved = self.evaluated.resolved.get(key);
         let status = route.zip(resolved).and_then(|(route, resolved)| {
-            route.status(key, resolved, |at, gateway| {
+            let gateways = self.objects.gateways_of(key, route);
+            route.status(key, gateways, resolved, |at, gateway| {
                 let attached = self.evaluated.attached.get(gateway)?;
                 attached.results.get(&(key.clone(), at))
             })

@@ -1,21 +1,24 @@
 //! Gateways: which are ours, their Snapshots and statuses.
 
 use super::{
+    annotations::http_options,
     backends::Resolved,
     classes::Class,
+    frontend, links,
+    listener_sets::{Member, Origin},
     listeners::{Listener, Protocol},
     nodes::{Names, WantedNode, wanted_node},
-    objects::{Key, Objects, Precedence, generation, precedence},
-    routes::Attached,
+    objects::{Key, Kind, Objects, Precedence, generation, precedence},
+    routes::{Attached, Named, Route},
     status::{Address, Condition, Finding, GatewayStatus, ListenerStatus},
 };
 use crate::{
     api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
-        AttachedRoute, CertificateReport, Forward, HostnamePattern, HttpListener, HttpOptions,
-        HttpRouteKind, Issuance, NodeName, NodeReport, NodeSpec, ObjectName, Port, Programmed,
-        RouteId, Snapshot, TailnetState, TcpListener, Termination, TlsListener, TlsMode, TlsRoutes,
-        Unready,
+        AttachedRoute, Backend, Certificate, CertificateReport, Forward, HostnamePattern,
+        HttpListener, HttpOptions, HttpRouteKind, Issuance, NamedForward, NodeName, NodeReport,
+        NodeSpec, ObjectName, Port, Programmed, RouteId, Snapshot, TailnetState, TcpListener,
+        Termination, TlsListener, TlsMode, TlsRoutes, UdpListener, Unready,
     },
 };
 use std::{
@@ -30,11 +33,20 @@ pub(super) struct Candidate {
     precedence: Precedence,
     generation: i64,
     pub(super) listeners: Vec<Listener>,
+    http_options: HttpOptions,
+    /// Why annotations have no effect.
+    ignored: Option<Finding>,
+    /// The ListenerSets that mean it.
+    pub(super) members: Vec<Member>,
     /// What is wrong with the parameters, of its class or its own.
     parameters: Result<(), Finding>,
     /// Whether its node is there already. What keeps new nodes from being made, such as
     /// credentials that were revoked, does not end this one.
     has_node: bool,
+    /// What it shows of itself to backends.
+    client_certificate: Option<Result<Certificate, Finding>>,
+    /// Where clients are let in whose certificates are not valid.
+    insecure: Option<Finding>,
     /// The node it asks to be, or why it can be none.
     node: Result<WantedNode, Finding>,
 }
@@ -46,6 +58,7 @@ pub(super) struct Known<'a> {
     pub(super) attached: &'a Attached,
     /// The backends of all routes.
     pub(super) resolved: &'a BTreeMap<Key, Resolved>,
+    pub(super) routes: &'a BTreeMap<Key, Route>,
     pub(super) report: Option<&'a NodeReport>,
 }
 
@@ -74,9 +87,29 @@ fn own_parameters(gateway: &Gateway) -> Result<(), Finding> {
     }
 }
 
+fn client_certificate(
+    objects: &Objects,
+    name: &ObjectName,
+    gateway: &Gateway,
+) -> Option<Result<Certificate, Finding>> {
+    let reference = links::client_certificate(gateway);
+    // The same words, of another type.
+    let reference = super::same(reference)?;
+    let certificate = objects.certificate((Kind::Gateway, &name.namespace), &reference);
+    Some(certificate.map_err(|finding| match finding.reason {
+        c::INVALID_CERTIFICATE_REF => {
+            Finding::new(c::INVALID_CLIENT_CERTIFICATE_REF, finding.message)
+        }
+        _ => finding,
+    }))
+}
+
 fn route_id(key: &Key) -> RouteId {
     RouteId {
-        kind: HttpRouteKind::Http,
+        kind: match key.kind {
+            Kind::GrpcRoute => HttpRouteKind::Grpc,
+            _ => HttpRouteKind::Http,
+        },
         name: key.name.clone(),
     }
 }
@@ -93,13 +126,20 @@ impl Candidate {
     ) -> Self {
         let parameters = class_parameters(&gateway.spec.gateway_class_name, &class.parameters);
         let node = wanted_node(name, gateway);
+        let (http_options, ignored) = http_options(&gateway.metadata);
+        let members = objects.members(name, gateway);
         Self {
             name: name.clone(),
             precedence: precedence(&gateway.metadata, name),
             generation: generation(&gateway.metadata),
-            listeners: objects.listeners(name, gateway, node.as_ref().ok()),
+            listeners: objects.listeners(name, gateway, &members, node.as_ref().ok()),
+            members,
+            http_options,
+            ignored,
             parameters: parameters.and_then(|()| own_parameters(gateway)),
             has_node,
+            client_certificate: client_certificate(objects, name, gateway),
+            insecure: frontend::insecure(gateway),
             node,
         }
     }
@@ -116,6 +156,23 @@ impl Candidate {
         parameters.or_else(|| self.unservable())
     }
 
+    /// Those of the Gateway itself.
+    fn own_listeners(&self) -> impl Iterator<Item = &Listener> {
+        let listeners = self.listeners.iter();
+        listeners.filter(|listener| listener.origin == Origin::Gateway)
+    }
+
+    /// Whether a ListenerSet may add listeners.
+    pub(super) fn lets_in(&self, set: &ObjectName) -> bool {
+        let mut members = self.members.iter();
+        members.any(|member| member.name() == set && member.is_let_in())
+    }
+
+    /// Why it is not served. What is served is told, also when it would not be made any more.
+    pub(super) fn unserved(&self) -> Option<Finding> {
+        self.unaccepted().filter(|_| !self.is_served())
+    }
+
     fn is_served(&self) -> bool {
         (self.has_node || self.parameters.is_ok()) && self.unservable().is_none()
     }
@@ -128,7 +185,7 @@ impl Candidate {
             Err(finding) => return Some(finding.clone()),
             Ok(_) => {}
         }
-        if self.listeners.iter().any(Listener::is_accepted) {
+        if self.own_listeners().any(Listener::is_accepted) {
             return None;
         }
         Some(Finding::new(
@@ -137,10 +194,26 @@ impl Candidate {
         ))
     }
 
+    /// Whether all that it refers to was found, when it refers to something besides its listeners
+    /// (Gateway API, `ResolvedRefs` of a Gateway).
+    fn resolved_refs(&self) -> Option<Condition> {
+        let own = self.client_certificate.as_ref()?.as_ref().err().cloned();
+        let unresolved: Vec<_> = self
+            .own_listeners()
+            .filter(|listener| listener.unresolved.is_some())
+            .map(|listener| listener.name.as_str())
+            .collect();
+        let of_listeners = (!unresolved.is_empty()).then(|| {
+            let message = format!("see listener {}", unresolved.join(", "));
+            Finding::new(c::LISTENERS_NOT_RESOLVED, message)
+        });
+        let finding = own.or(of_listeners);
+        Some(Condition::of(c::RESOLVED_REFS, finding, self.generation))
+    }
+
     fn accepted(&self, unaccepted: Option<Finding>) -> Condition {
         let invalid: Vec<_> = self
-            .listeners
-            .iter()
+            .own_listeners()
             .filter(|listener| !listener.is_accepted())
             .map(|listener| listener.name.as_str())
             .collect();
@@ -185,13 +258,7 @@ impl Known<'_> {
         if !self.candidate.is_served() {
             return None;
         }
-        let http = self
-            .attached
-            .http
-            .values()
-            .flatten()
-            .map(|(route, _)| route);
-        let served: BTreeSet<_> = self.attached.forwards.values().chain(http).collect();
+        let served: BTreeSet<_> = self.attached.served().collect();
         let resolved = |route: &&Key| self.resolved.get(*route);
         let http_routes = served.iter().filter_map(|route| {
             let http = resolved(route)?.http.clone()?;
@@ -200,7 +267,8 @@ impl Known<'_> {
         let backends = served
             .iter()
             .filter_map(resolved)
-            .flat_map(|resolved| resolved.backends.clone());
+            .flat_map(|resolved| &resolved.backends)
+            .map(|(id, backend)| (id.clone(), self.showing_certificate(backend)));
         Some(Snapshot {
             gateway: self.candidate.name.clone(),
             generation: self.candidate.generation,
@@ -208,40 +276,85 @@ impl Known<'_> {
                 name: node.name.clone(),
             },
             ports: self.ports(),
-            udp_ports: BTreeMap::new(),
-            http_options: HttpOptions::default(),
+            udp_ports: self.udp_ports(),
+            http_options: self.candidate.http_options.clone(),
             http_routes: http_routes.collect(),
             backends: backends.collect(),
         })
     }
 
-    /// Where the connections of each listener go, by its name.
-    fn forwards(&self) -> BTreeMap<&str, Forward> {
-        let forwards = self.attached.forwards.iter();
-        let forwards = forwards.map(|(listener, route)| {
+    /// A backend, shown the certificate of this Gateway. Without one that can be used, it decides
+    /// itself what it thinks of that.
+    fn showing_certificate(&self, backend: &Backend) -> Backend {
+        let mut backend = backend.clone();
+        if let (Some(tls), Some(Ok(certificate))) =
+            (&mut backend.tls, &self.candidate.client_certificate)
+        {
+            tls.certificate = Some(certificate.clone());
+        }
+        backend
+    }
+
+    /// Where what comes to a listener of bytes goes.
+    fn forwards(&self, listener: &Listener) -> Vec<NamedForward> {
+        let named = self.attached.forwards.get(&listener.name);
+        let forward = |(route, hostnames): &Named| {
             let resolved = self.resolved.get(route);
-            let forward = Forward {
-                route: route.name.clone(),
-                backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
-                proxy_protocol: None,
+            let object = self.routes.get(route);
+            NamedForward {
+                hostnames: hostnames.clone(),
+                forward: Forward {
+                    route: route.name.clone(),
+                    backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
+                    proxy_protocol: object.and_then(|route| route.proxy_protocol),
+                },
+            }
+        };
+        named.into_iter().flatten().map(forward).collect()
+    }
+
+    /// The route of a listener that tells no names apart.
+    fn forward(&self, listener: &Listener) -> Option<Forward> {
+        let forwards = self.forwards(listener);
+        forwards.into_iter().next().map(|named| named.forward)
+    }
+
+    fn udp_ports(&self) -> BTreeMap<u16, UdpListener> {
+        let listeners = self.candidate.listeners.iter();
+        let accepted = listeners.filter(|listener| listener.is_accepted());
+        let udp = accepted.filter(|l| matches!(l.protocol, Some(Protocol::Udp)));
+        let ports = udp.map(|listener| {
+            let udp = UdpListener {
+                name: listener.name.clone(),
+                route: self.forward(listener),
             };
-            (listener.as_str(), forward)
+            (listener.port, udp)
         });
-        forwards.collect()
+        ports.collect()
     }
 
     /// The accepted listeners by port, those of TLS with the most specific hostname first.
     fn ports(&self) -> BTreeMap<u16, Port> {
-        let mut forwards = self.forwards();
         let mut ports = BTreeMap::new();
         let listeners = self.candidate.listeners.iter();
         let accepted = listeners.filter(|l| l.is_accepted());
         for listener in accepted {
-            let route = forwards.remove(listener.name.as_str());
             let name = listener.name.clone();
             match &listener.protocol {
                 Some(Protocol::Tcp) => {
+                    let route = self.forward(listener);
                     ports.insert(listener.port, Port::Tcp(TcpListener { name, route }));
+                }
+                Some(Protocol::Passthrough { hostname }) => {
+                    let tls = TlsListener {
+                        name,
+                        hostname: hostname.clone(),
+                        mode: TlsMode::Passthrough(self.forwards(listener)),
+                    };
+                    let port = ports.entry(listener.port);
+                    if let Port::Tls(listeners) = port.or_insert_with(|| Port::Tls(Vec::new())) {
+                        listeners.push(tls);
+                    }
                 }
                 Some(Protocol::Http { hostname }) => {
                     let http = HttpListener {
@@ -265,7 +378,7 @@ impl Known<'_> {
                         mode: TlsMode::Terminate(Termination {
                             certificates: certificates.clone(),
                             alpn: vec!["h2".into(), "http/1.1".into()],
-                            clients: None,
+                            clients: listener.clients.clone(),
                             routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
                         }),
                     };
@@ -285,8 +398,8 @@ impl Known<'_> {
                         mode: TlsMode::Terminate(Termination {
                             certificates: certificates.clone(),
                             alpn: alpn.clone(),
-                            clients: None,
-                            routes: TlsRoutes::all(route),
+                            clients: listener.clients.clone(),
+                            routes: TlsRoutes::Forwards(self.forwards(listener)),
                         }),
                     };
                     match ports
@@ -297,7 +410,7 @@ impl Known<'_> {
                         Port::Tcp(_) | Port::Http(_) => {} // a conflict: neither is accepted
                     }
                 }
-                None => {}
+                Some(Protocol::Udp) | None => {}
             }
         }
         for port in ports.values_mut() {
@@ -323,12 +436,7 @@ impl Known<'_> {
     fn http_routes(&self, listener: &Listener) -> Vec<AttachedRoute> {
         let attached = self.attached.http.get(&listener.name);
         let attached = attached.into_iter().flatten();
-        // One that is not accepted is not served.
-        let attached = attached.filter(|(key, _)| {
-            let resolved = self.resolved.get(key);
-            resolved.is_some_and(|resolved| resolved.refused.is_empty())
-        });
-        let route = |(key, hostnames): &(Key, Vec<HostnamePattern>)| AttachedRoute {
+        let route = |(key, hostnames): &Named| AttachedRoute {
             route: route_id(key),
             hostnames: hostnames.clone(),
         };
@@ -338,12 +446,11 @@ impl Known<'_> {
     pub(super) fn status(&self) -> GatewayStatus {
         let generation = self.candidate.generation;
         let unaccepted = self.candidate.unaccepted();
-        // What is served is told, also when it would not be made any more.
-        let unserved = unaccepted.clone().filter(|_| !self.candidate.is_served());
+        let unserved = self.candidate.unserved();
         let programmed = self.unprogrammed(unserved.as_ref());
-        let listeners = self.candidate.listeners.iter();
-        let listeners =
-            listeners.map(|listener| self.listener_status(listener, programmed.as_ref()));
+        let listeners = self.candidate.own_listeners();
+        let listeners = listeners
+            .map(|listener| self.listener_status(listener, programmed.as_ref(), generation));
         let listeners = listeners.collect();
         let mut addresses = Vec::new();
         if let Some(report) = self.report.filter(|_| unserved.is_none()) {
@@ -363,18 +470,32 @@ impl Known<'_> {
             self.candidate.accepted(unaccepted),
             Condition::of(c::PROGRAMMED, programmed, generation),
         ];
+        conditions.extend(self.candidate.resolved_refs());
+        let insecure = self.candidate.insecure.clone();
+        conditions.extend(insecure.map(|finding| {
+            Condition::negative(c::INSECURE_FRONTEND_VALIDATION_MODE, finding, generation)
+        }));
         let reports = self.report.into_iter();
         conditions.extend(reports.flat_map(|report| node_conditions(report, generation)));
+        let ignored = self.candidate.ignored.clone();
+        conditions.extend(
+            ignored.map(|finding| Condition::negative(c::INVALID_ANNOTATIONS, finding, generation)),
+        );
+        let attached = self.candidate.members.iter().filter(|member| {
+            let listeners = &self.candidate.listeners;
+            member.unaccepted(listeners, unserved.as_ref()).is_none()
+        });
         GatewayStatus {
             name: self.candidate.name.clone(),
             addresses,
             conditions,
             listeners,
+            attached_listener_sets: i32::try_from(attached.count()).unwrap_or(i32::MAX),
         }
     }
 
     /// Why this generation of the Gateway is not served.
-    fn unprogrammed(&self, unaccepted: Option<&Finding>) -> Option<Finding> {
+    pub(super) fn unprogrammed(&self, unaccepted: Option<&Finding>) -> Option<Finding> {
         if let Some(finding) = unaccepted {
             let reason = match finding.reason {
                 c::PENDING => c::PENDING,
@@ -412,12 +533,13 @@ impl Known<'_> {
         }
     }
 
-    fn listener_status(
+    /// `generation`: of the object that the listener is in.
+    pub(super) fn listener_status(
         &self,
         listener: &Listener,
         unprogrammed: Option<&Finding>,
+        generation: i64,
     ) -> ListenerStatus {
-        let generation = self.candidate.generation;
         let conflicted = match &listener.conflict {
             Some(finding) => Condition::negative(c::CONFLICTED, finding.clone(), generation),
             None => Condition::new(c::CONFLICTED, false, c::NO_CONFLICTS, "", generation),

@@ -1,7 +1,8 @@
 //! Rules of an HTTPRoute, from how they are written to what is served.
 //!
 //! What a version of tailway does not understand is never passed over: a filter becomes one that
-//! answers with status 500, and the route says why (Gateway API `HTTPRouteFilter`).
+//! answers with status 500, a match leaves out its rule, and the route says why (Gateway API
+//! `HTTPRouteFilter`, condition `PartiallyInvalid`).
 
 use super::{routes::BackendRef, status::Finding};
 use crate::{
@@ -52,33 +53,96 @@ impl Reference<'_> {
     }
 }
 
+/// A rule for all requests, which go nowhere.
+pub(super) const EMPTY_RULE: HttpRouteRules = HttpRouteRules {
+    backend_refs: None,
+    filters: None,
+    matches: None,
+    name: None,
+    retry: None,
+    timeouts: None,
+};
+
 /// Reads rules; what is wrong with them is kept.
 pub(super) struct Reader<'a> {
     /// Finds a backend, or keeps why there is none.
     pub(super) resolve: &'a mut dyn FnMut(Reference<'_>) -> Option<BackendId>,
-    /// Why the route as a whole cannot be accepted.
-    pub(super) refused: Vec<Finding>,
-    /// Why rules of it are left out.
-    pub(super) left_out: Vec<Finding>,
+    /// What else is referred to and not there.
+    pub(super) unresolved: Vec<Finding>,
+    /// What is wrong with the rule that is read.
+    wrong: Vec<String>,
+    /// Of the rules that are left out, or answer with errors: their names, and why.
+    faulty: Vec<(String, String)>,
+}
+
+/// Why rules cannot be accepted at all, and why some of them are left out.
+pub(super) fn faults(rules: &[HttpRouteRules]) -> (Option<Finding>, Option<Finding>) {
+    if rules.iter().any(is_incompatible) {
+        let message = "RequestRedirect and URLRewrite cannot be used together: leave one";
+        return (Some(Finding::new(c::INCOMPATIBLE_FILTERS, message)), None);
+    }
+    let mut resolve = |_: Reference<'_>| None;
+    let mut reader = Reader::new(&mut resolve);
+    reader.rules(rules);
+    let faults = reader.faulty;
+    if !faults.is_empty() && faults.len() == rules.len() {
+        let told = faults
+            .iter()
+            .map(|(name, why)| format!("rule {name}: {why}"));
+        let message = told.collect::<Vec<_>>().join("; ");
+        return (Some(Finding::new(c::UNSUPPORTED_VALUE, message)), None);
+    }
+    // As the message must begin (Gateway API, condition `PartiallyInvalid`).
+    let told = faults
+        .iter()
+        .map(|(name, why)| format!("Dropped Rule {name}: {why}"));
+    let message = told.collect::<Vec<_>>().join("; ");
+    let left_out = (!faults.is_empty()).then(|| Finding::new(c::UNSUPPORTED_VALUE, message));
+    (None, left_out)
+}
+
+fn is_incompatible(rule: &HttpRouteRules) -> bool {
+    let own = rule.filters.iter().flatten().map(|filter| &filter.r#type);
+    let own: Vec<_> = own.collect();
+    let of_backends = rule.backend_refs.iter().flatten().map(|backend| {
+        let filters: Option<Vec<HttpRouteRulesFilters>> = super::same(backend.filters.as_ref());
+        filters.unwrap_or_default()
+    });
+    let both = |has: &dyn Fn(FilterType) -> bool| {
+        has(FilterType::RequestRedirect) && has(FilterType::UrlRewrite)
+    };
+    both(&|kind| own.contains(&&kind))
+        || of_backends
+            .into_iter()
+            .any(|filters| both(&|kind| filters.iter().any(|filter| filter.r#type == kind)))
 }
 
 /// Answers when a header name or value is none.
 const BAD_HEADER: &str = "is no header";
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    pub(super) fn new(resolve: &'a mut dyn FnMut(Reference<'_>) -> Option<BackendId>) -> Self {
+        Self {
+            resolve,
+            unresolved: Vec::new(),
+            wrong: Vec::new(),
+            faulty: Vec::new(),
+        }
+    }
+
     pub(super) fn rules(&mut self, rules: &[HttpRouteRules]) -> Vec<HttpRule> {
-        let rules = rules.iter().enumerate();
-        rules
-            .filter_map(|(at, rule)| match self.rule(rule) {
-                Ok(rule) => Some(rule),
-                Err(message) => {
-                    let message = format!("rule {}: {message}", name_of(at, rule));
-                    self.left_out
-                        .push(Finding::new(c::UNSUPPORTED_VALUE, message));
-                    None
-                }
-            })
-            .collect()
+        let mut read = Vec::new();
+        for (at, rule) in rules.iter().enumerate() {
+            match self.rule(rule) {
+                Ok(rule) => read.push(rule),
+                Err(message) => self.wrong.push(message),
+            }
+            if !self.wrong.is_empty() {
+                let why = std::mem::take(&mut self.wrong).join(", ");
+                self.faulty.push((name_of(at, rule), why));
+            }
+        }
+        read
     }
 
     fn rule(&mut self, rule: &HttpRouteRules) -> Result<HttpRule, String> {
@@ -123,13 +187,6 @@ impl Reader<'_> {
     }
 
     fn filters(&mut self, filters: &[HttpRouteRulesFilters]) -> Vec<HttpFilter> {
-        let has = |kind: FilterType| filters.iter().any(|filter| filter.r#type == kind);
-        if has(FilterType::RequestRedirect) && has(FilterType::UrlRewrite) {
-            self.refused.push(Finding::new(
-                c::INCOMPATIBLE_FILTERS,
-                "RequestRedirect and URLRewrite cannot be used together: leave one",
-            ));
-        }
         filters.iter().map(|filter| self.filter(filter)).collect()
     }
 
@@ -159,28 +216,19 @@ impl Reader<'_> {
                 .cors
                 .as_ref()
                 .map(|filter| Ok(HttpFilter::Cors(cors(filter)))),
-            FilterType::ExtensionRef => Some(Err(match &filter.extension_ref {
-                Some(reference) => format!(
-                    "there is no filter {} of kind {}.{}: requests get status 500",
-                    reference.name, reference.kind, reference.group
-                ),
-                None => "an ExtensionRef refers to nothing: requests get status 500".into(),
-            })),
+            FilterType::ExtensionRef => {
+                self.unresolved.push(extension(filter));
+                Some(Ok(HttpFilter::Broken))
+            }
         };
-        match read {
-            Some(Ok(filter)) => filter,
-            Some(Err(message)) => {
-                self.left_out
-                    .push(Finding::new(c::UNSUPPORTED_VALUE, message));
-                HttpFilter::Broken
-            }
-            None => {
-                let message = format!("a filter of type {:?} says nothing", filter.r#type);
-                self.left_out
-                    .push(Finding::new(c::UNSUPPORTED_VALUE, message));
-                HttpFilter::Broken
-            }
-        }
+        let message = match read {
+            Some(Ok(filter)) => return filter,
+            Some(Err(message)) => message,
+            None => format!("a filter of type {:?} says nothing", filter.r#type),
+        };
+        self.wrong
+            .push(format!("{message}, requests get status 500"));
+        HttpFilter::Broken
     }
 
     fn mirror(&mut self, filter: &HttpRouteRulesFiltersRequestMirror) -> Mirror {
@@ -213,6 +261,19 @@ impl Reader<'_> {
             denominator,
         }
     }
+}
+
+/// No kind of filters is known beyond the specification's.
+fn extension(filter: &HttpRouteRulesFilters) -> Finding {
+    let message = match &filter.extension_ref {
+        Some(reference) => format!(
+            "there is no filter {} of kind {}: requests get status 500",
+            reference.name,
+            super::qualified(&reference.kind, &reference.group)
+        ),
+        None => "an ExtensionRef refers to nothing: requests get status 500".into(),
+    };
+    Finding::new(c::INVALID_KIND, message)
 }
 
 fn name_of(at: usize, rule: &HttpRouteRules) -> String {
@@ -275,7 +336,13 @@ fn first_of_each(
 fn expression(text: &str) -> Result<String, String> {
     match Regex::new(text) {
         Ok(_) => Ok(text.into()),
-        Err(error) => Err(format!("{text:?} is no regular expression: {error}")),
+        Err(error) => {
+            // The lines before the last draw where.
+            let error = error.to_string();
+            let why = error.lines().next_back().unwrap_or_default();
+            let why = why.trim().trim_start_matches("error: ");
+            Err(format!("{text:?} is no regular expression: {why}"))
+        }
     }
 }
 

@@ -1,7 +1,12 @@
 //! Who refers to whom, and what is to be worked out anew after a change.
 
-use super::{Key, routes::Route};
-use crate::{api::gateway_api::gateways::Gateway, model::ObjectName};
+use super::{Key, frontend, routes::Route};
+use crate::{
+    api::gateway_api::gateways::{
+        Gateway, GatewayTlsBackendClientCertificateRef as ClientCertificateRef,
+    },
+    model::ObjectName,
+};
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +17,11 @@ use std::{
 pub(super) struct Links {
     pub(super) gateways_of_class: Relation<ObjectName>,
     pub(super) gateways_of_secret: Relation<ObjectName>,
+    pub(super) sets_of_secret: Relation<ObjectName>,
+    pub(super) gateways_of_config_map: Relation<ObjectName>,
+    pub(super) policies_of_config_map: Relation<ObjectName>,
     pub(super) routes_of_gateway: Relation<Key>,
+    pub(super) routes_of_listener_set: Relation<Key>,
     pub(super) routes_of_service: Relation<Key>,
     /// Those that live there: listeners choose routes by the labels of their namespace.
     pub(super) routes_of_namespace: Relation<Key>,
@@ -32,6 +41,10 @@ pub(super) struct Pending {
     pub(super) backends: BTreeSet<Key>,
     /// Routes whose statuses may have changed.
     pub(super) route_statuses: BTreeSet<Key>,
+    /// ListenerSets whose statuses may have changed.
+    pub(super) listener_sets: BTreeSet<ObjectName>,
+    /// BackendTLSPolicies whose statuses may have changed.
+    pub(super) policies: BTreeSet<ObjectName>,
 }
 
 /// How much of a Gateway is to be worked out anew; a later stage includes those before it.
@@ -66,16 +79,24 @@ fn class(gateway: &Gateway) -> ObjectName {
     unscoped(&gateway.spec.gateway_class_name)
 }
 
-/// The Secrets that the listeners of a Gateway refer to.
+/// The Secrets that a Gateway refers to, for its listeners and for its backends.
 fn secrets(name: &ObjectName, gateway: &Gateway) -> Vec<ObjectName> {
     let listeners = gateway.spec.listeners.iter();
     let tls = listeners.flat_map(|listener| &listener.tls);
-    tls.flat_map(|tls| tls.certificate_refs.iter().flatten())
-        .map(|reference| {
-            let namespace = reference.namespace.as_ref().unwrap_or(&name.namespace);
-            ObjectName::new(namespace, &reference.name)
-        })
-        .collect()
+    let secret = |namespace: &Option<String>, secret: &str| {
+        ObjectName::new(namespace.as_ref().unwrap_or(&name.namespace), secret)
+    };
+    let own = tls.flat_map(|tls| tls.certificate_refs.iter().flatten());
+    let own = own.map(|reference| secret(&reference.namespace, &reference.name));
+    let backend = client_certificate(gateway);
+    let backend = backend.map(|reference| secret(&reference.namespace, &reference.name));
+    own.chain(backend).collect()
+}
+
+/// What a Gateway shows of itself to its backends.
+pub(super) fn client_certificate(gateway: &Gateway) -> Option<&ClientCertificateRef> {
+    let backend = gateway.spec.tls.as_ref()?.backend.as_ref()?;
+    backend.client_certificate_ref.as_ref()
 }
 
 // === impl Links ===
@@ -95,6 +116,12 @@ impl Links {
         };
         self.gateways_of_secret
             .replace(name, secrets(old), secrets(new));
+        let config_maps = |gateway: Option<&Gateway>| {
+            let config_maps = gateway.map(|gateway| frontend::config_maps(name, gateway));
+            config_maps.unwrap_or_default()
+        };
+        self.gateways_of_config_map
+            .replace(name, config_maps(old), config_maps(new));
     }
 
     pub(super) fn replace_route(&mut self, key: &Key, old: Option<&Route>, new: Option<&Route>) {
@@ -104,6 +131,12 @@ impl Links {
         };
         self.routes_of_gateway
             .replace(key, gateways(old), gateways(new));
+        let sets = |route: Option<&Route>| -> Vec<_> {
+            let parents = route.into_iter().flat_map(|route| route.listener_sets(key));
+            parents.map(|(_, set)| set).collect()
+        };
+        self.routes_of_listener_set
+            .replace(key, sets(old), sets(new));
         let services = |route: Option<&Route>| -> Vec<_> {
             let services = route.into_iter().flat_map(|route| route.services(key));
             services.collect()

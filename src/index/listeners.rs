@@ -2,7 +2,8 @@
 
 use super::{
     certificates::covers,
-    conflicts::{conflicts, is_passthrough, overlaps},
+    conflicts::{conflicts_of_groups, is_passthrough, overlaps},
+    listener_sets::{Member, Origin},
     nodes::WantedNode,
     objects::{Key, Kind, Objects},
     status::{Finding, RouteKind},
@@ -15,14 +16,18 @@ use crate::{
             GatewayListenersAllowedRoutesNamespacesSelector as Selector, GatewayListenersTls,
         },
     },
-    model::{Certificate, Certificates, HostnamePattern, ObjectName},
+    model::{Certificate, Certificates, ClientValidation, HostnamePattern, ObjectName},
 };
 use std::collections::BTreeMap;
 
 /// A listener and all that is known of it before routes are looked at.
 #[derive(Clone, Debug)]
 pub(super) struct Listener {
+    /// That no other listener of the Gateway has.
     pub(super) name: String,
+    /// As its object calls it.
+    pub(super) section: String,
+    pub(super) origin: Origin,
     pub(super) port: u16,
     pub(super) protocol: Option<Protocol>,
     pub(super) supported_kinds: Vec<RouteKind>,
@@ -38,6 +43,8 @@ pub(super) struct Listener {
     pub(super) conflict: Option<Finding>,
     /// The listeners whose hostnames overlap with its own.
     pub(super) overlap: Option<Finding>,
+    /// What is asked of clients.
+    pub(super) clients: Option<ClientValidation>,
     allowed: Allowed,
 }
 
@@ -45,6 +52,11 @@ pub(super) struct Listener {
 #[derive(Clone, Debug)]
 pub(super) enum Protocol {
     Tcp,
+    Udp,
+    /// TLS that ends at the backend.
+    Passthrough {
+        hostname: Option<HostnamePattern>,
+    },
     Http {
         hostname: Option<HostnamePattern>,
     },
@@ -62,45 +74,60 @@ pub(super) enum Protocol {
 
 /// From where routes may attach.
 #[derive(Clone, Debug)]
-enum Allowed {
+pub(super) enum Allowed {
     All,
     Same,
     None,
     Selector(Selector),
 }
 
-const TCP_ROUTE: RouteKind = RouteKind {
-    group: GATEWAY_GROUP,
-    kind: Kind::TcpRoute.as_str(),
-};
-
-const HTTP_ROUTE: RouteKind = RouteKind {
-    group: GATEWAY_GROUP,
-    kind: Kind::HttpRoute.as_str(),
-};
-
-/// The kinds of routes that a protocol can have.
-fn kinds_of(protocol: &str) -> &'static [RouteKind] {
-    match protocol {
-        "HTTP" | "HTTPS" => &[HTTP_ROUTE],
-        _ => &[TCP_ROUTE],
+const fn route(kind: Kind) -> RouteKind {
+    RouteKind {
+        group: GATEWAY_GROUP,
+        kind: kind.as_str(),
     }
 }
 
+/// The kinds of routes that a listener can have; `None`: its protocol is none of ours.
+fn kinds_of(spec: &GatewayListeners) -> Option<&'static [RouteKind]> {
+    Some(match spec.protocol.as_str() {
+        "HTTP" | "HTTPS" => &const { [route(Kind::HttpRoute), route(Kind::GrpcRoute)] },
+        "TLS" if is_passthrough(spec) => &const { [route(Kind::TlsRoute)] },
+        "TLS" => &const { [route(Kind::TlsRoute), route(Kind::TcpRoute)] },
+        "TCP" => &const { [route(Kind::TcpRoute)] },
+        "UDP" => &const { [route(Kind::UdpRoute)] },
+        _ => return None,
+    })
+}
+
 impl Objects {
-    /// The listeners of a Gateway, in its order.
+    /// The listeners of a Gateway, in its order, then those of ListenerSets in theirs.
     pub(super) fn listeners(
         &self,
         name: &ObjectName,
         gateway: &Gateway,
+        members: &[Member],
         node: Option<&WantedNode>,
     ) -> Vec<Listener> {
-        let specs = &gateway.spec.listeners;
-        let mut listeners: Vec<_> = specs
-            .iter()
-            .map(|spec| self.listener(name, gateway, spec, node))
+        let own = gateway.spec.listeners.iter();
+        let mut listeners: Vec<_> = own
+            .map(|spec| self.listener((name, gateway), Origin::Gateway, spec, node))
             .collect();
-        let marks = conflicts(specs).into_iter().zip(overlaps(specs));
+        let mut groups = vec![gateway.spec.listeners.clone()];
+        for member in members.iter().filter(|member| member.is_let_in()) {
+            let set = self.sets.get(member.name()).into_iter();
+            let mut specs: Vec<_> = set.flat_map(|set| set.listeners.clone()).collect();
+            for spec in &mut specs {
+                let origin = Origin::Set(member.name().clone());
+                let listener = self.listener((name, gateway), origin, spec, node);
+                spec.name.clone_from(&listener.name);
+                listeners.push(listener);
+            }
+            groups.push(specs);
+        }
+        let marks = conflicts_of_groups(&groups)
+            .into_iter()
+            .zip(overlaps(&groups.concat()));
         for (listener, (conflict, overlap)) in listeners.iter_mut().zip(marks) {
             let unsupported = listener
                 .unaccepted
@@ -117,13 +144,15 @@ impl Objects {
 
     fn listener(
         &self,
-        name: &ObjectName,
-        gateway: &Gateway,
+        (name, gateway): (&ObjectName, &Gateway),
+        origin: Origin,
         spec: &GatewayListeners,
         node: Option<&WantedNode>,
     ) -> Listener {
         let mut listener = Listener {
-            name: spec.name.clone(),
+            name: origin.unique(&spec.name),
+            section: spec.name.clone(),
+            origin,
             port: u16::try_from(spec.port).unwrap_or(0),
             protocol: None,
             supported_kinds: Vec::new(),
@@ -133,23 +162,26 @@ impl Objects {
             unresolved: None,
             conflict: None,
             overlap: None,
+            clients: None,
             allowed: Allowed::of(spec),
         };
+        let home = listener.origin.home(name);
         let mut unresolved = Vec::new();
-        let is_known = matches!(spec.protocol.as_str(), "TCP" | "HTTP" | "HTTPS");
-        if is_known || spec.protocol == "TLS" && !is_passthrough(spec) {
-            listener.supported_kinds = supported_kinds(spec, &mut unresolved);
+        if let Some(kinds) = kinds_of(spec) {
+            listener.supported_kinds = supported_kinds(spec, kinds, &mut unresolved);
         }
         let protocol = match spec.protocol.as_str() {
-            "TCP" => tcp(spec),
+            "TCP" => plain(spec, Protocol::Tcp),
+            "UDP" => plain(spec, Protocol::Udp),
+            "TLS" if is_passthrough(spec) => passthrough(spec),
             "HTTP" => http(spec),
             "HTTPS" => self
-                .tls(name, gateway, spec, node, &mut unresolved)
+                .tls(home, spec, node, &mut unresolved)
                 .map(Protocol::with_http),
-            "TLS" => self.tls(name, gateway, spec, node, &mut unresolved),
+            "TLS" => self.tls(home, spec, node, &mut unresolved),
             other => Err(Finding::new(
                 c::UNSUPPORTED_PROTOCOL,
-                format!("protocol {other} is not supported: use HTTP, HTTPS, TCP or TLS"),
+                format!("protocol {other} is not supported: use HTTP, HTTPS, TLS, TCP or UDP"),
             )),
         };
         match protocol {
@@ -159,6 +191,15 @@ impl Objects {
         if listener.port == 0 {
             let message = format!("port {} is no port: use 1 to 65535", spec.port);
             listener.unaccepted = Some(Finding::new(c::UNSUPPORTED_VALUE, message));
+        }
+        if listener.protocol.as_ref().is_some_and(Protocol::terminates)
+            && let Some(clients) = self.clients(name, gateway, spec.port)
+        {
+            unresolved.extend(clients.unresolved);
+            match clients.validation {
+                Ok(validation) => listener.clients = Some(validation),
+                Err(finding) => listener.unaccepted = Some(finding),
+            }
         }
         if let Some(protocol) = &listener.protocol {
             listener.unserved = protocol.unserved();
@@ -170,8 +211,7 @@ impl Objects {
 
     fn tls(
         &self,
-        name: &ObjectName,
-        gateway: &Gateway,
+        home: (Kind, &str),
         spec: &GatewayListeners,
         node: Option<&WantedNode>,
         unresolved: &mut Vec<Finding>,
@@ -179,12 +219,7 @@ impl Objects {
         let tls = spec.tls.clone().unwrap_or_default();
         if is_passthrough(spec) {
             return Err(unsupported(
-                "TLS mode Passthrough is not supported: use Terminate, or protocol TCP to pass the bytes on",
-            ));
-        }
-        if validates_clients(gateway, spec.port) {
-            return Err(unsupported(
-                "spec.tls.frontend asks for client certificates, which are not supported: remove it, the tailnet's access rules decide who connects",
+                "an HTTPS listener ends TLS: use mode Terminate, or protocol TLS to pass it on",
             ));
         }
         let hostname = hostname_of(spec)?;
@@ -192,7 +227,7 @@ impl Objects {
         let tailnet = node.is_none_or(|node| node.may_be(hostname.as_ref()));
         let mut secrets = Vec::new();
         for reference in tls.certificate_refs.iter().flatten() {
-            match self.certificate(name, reference) {
+            match self.certificate(home, reference) {
                 Ok(certificate) => secrets.push(certificate),
                 Err(mut finding) => {
                     if let (true, Some(node)) = (tailnet, node) {
@@ -235,16 +270,28 @@ fn hostname_of(spec: &GatewayListeners) -> Result<Option<HostnamePattern>, Findi
     hostname.map_err(|error| unsupported(error.to_string()))
 }
 
-fn tcp(spec: &GatewayListeners) -> Result<Protocol, Finding> {
+/// What has neither TLS nor names.
+fn plain(spec: &GatewayListeners, protocol: Protocol) -> Result<Protocol, Finding> {
+    let name = &spec.protocol;
     if spec.tls.is_some() {
-        return Err(unsupported(
-            "a TCP listener has no tls: use protocol TLS to terminate it",
-        ));
+        return Err(unsupported(match protocol {
+            Protocol::Udp => "a UDP listener has no tls: remove it".to_owned(),
+            _ => format!("a {name} listener has no tls: use protocol TLS to terminate it"),
+        }));
     }
     match spec.hostname.as_deref() {
-        None | Some("") => Ok(Protocol::Tcp),
-        Some(_) => Err(unsupported("a TCP listener has no hostname: remove it")),
+        None | Some("") => Ok(protocol),
+        Some(_) => Err(unsupported(format!(
+            "a {name} listener has no hostname: remove it"
+        ))),
     }
+}
+
+/// Certificates, if any, are the backends' matter (Gateway API `TLSModePassthrough`).
+fn passthrough(spec: &GatewayListeners) -> Result<Protocol, Finding> {
+    Ok(Protocol::Passthrough {
+        hostname: hostname_of(spec)?,
+    })
 }
 
 /// Checks the `tls.options` that are ours, and gives the protocols for ALPN.
@@ -279,58 +326,50 @@ fn options(tls: &GatewayListenersTls) -> Result<Vec<String>, Finding> {
     }
 }
 
-/// Whether the Gateway wants client certificates on this port; a port of its own goes before the
-/// default (Gateway API, `spec.tls.frontend`).
-fn validates_clients(gateway: &Gateway, port: i32) -> bool {
-    let frontend = gateway
-        .spec
-        .tls
-        .as_ref()
-        .and_then(|tls| tls.frontend.as_ref());
-    frontend.is_some_and(|frontend| {
-        let of_port = frontend
-            .per_port
-            .iter()
-            .flatten()
-            .find(|of| of.port == port);
-        match of_port {
-            Some(of_port) => of_port.tls.validation.is_some(),
-            None => frontend.default.validation.is_some(),
-        }
-    })
-}
-
-fn supported_kinds(spec: &GatewayListeners, unresolved: &mut Vec<Finding>) -> Vec<RouteKind> {
+/// Those of `own` that the listener allows.
+fn supported_kinds(
+    spec: &GatewayListeners,
+    own: &[RouteKind],
+    unresolved: &mut Vec<Finding>,
+) -> Vec<RouteKind> {
     let kinds = spec
         .allowed_routes
         .as_ref()
         .and_then(|allowed| allowed.kinds.as_ref());
     let Some(kinds) = kinds.filter(|kinds| !kinds.is_empty()) else {
-        return kinds_of(&spec.protocol).to_vec();
+        return own.to_vec();
     };
     let mut supported = Vec::new();
     for kind in kinds {
         let group = kind.group.as_deref().unwrap_or(GATEWAY_GROUP);
-        let own = kinds_of(&spec.protocol).iter();
-        if let Some(own) = own
-            .clone()
-            .find(|own| group == own.group && kind.kind == own.kind)
-        {
-            supported.push(own.clone());
+        let mut supporting = own.iter();
+        if let Some(own) = supporting.find(|own| group == own.group && kind.kind == own.kind) {
+            if !supported.contains(own) {
+                supported.push(own.clone());
+            }
         } else {
-            let own: Vec<_> = own.map(|own| own.kind).collect();
+            let own: Vec<_> = own.iter().map(|own| own.kind).collect();
             unresolved.push(Finding::new(
                 c::INVALID_ROUTE_KINDS,
                 format!(
-                    "{} cannot be attached to a {} listener: {} can",
+                    "{} cannot be attached to {} {} listener{}: {} can",
                     super::qualified(&kind.kind, group),
+                    if spec.protocol.starts_with("HTTP") {
+                        "an"
+                    } else {
+                        "a"
+                    },
                     spec.protocol,
+                    if is_passthrough(spec) {
+                        " of mode Passthrough"
+                    } else {
+                        ""
+                    },
                     own.join(", ")
                 ),
             ));
         }
     }
-    supported.dedup();
     supported
 }
 
@@ -341,19 +380,19 @@ impl Listener {
         self.unaccepted.is_none()
     }
 
+    /// Whether it can take connections.
+    pub(super) fn is_valid(&self) -> bool {
+        self.is_accepted() && self.unserved.is_none()
+    }
+
     /// Whether a route may attach.
     pub(super) fn allows(&self, objects: &Objects, gateway: &ObjectName, route: &Key) -> bool {
         let mut kinds = self.supported_kinds.iter();
         if !kinds.any(|kind| kind.kind == route.kind.as_str()) {
             return false;
         }
-        let namespace = &route.name.namespace;
-        match &self.allowed {
-            Allowed::All => true,
-            Allowed::Same => gateway.namespace == *namespace,
-            Allowed::None => false,
-            Allowed::Selector(selector) => selects(selector, &objects.namespace_labels(namespace)),
-        }
+        let (_, home) = self.origin.home(gateway);
+        self.allowed.lets_in(objects, home, &route.name.namespace)
     }
 }
 
@@ -361,8 +400,9 @@ impl Listener {
     /// `None`: every name.
     pub(super) fn hostname(&self) -> Option<&HostnamePattern> {
         match self.protocol.as_ref()? {
-            Protocol::Tcp => None,
+            Protocol::Tcp | Protocol::Udp => None,
             Protocol::Http { hostname }
+            | Protocol::Passthrough { hostname }
             | Protocol::Https { hostname, .. }
             | Protocol::Tls { hostname, .. } => hostname.as_ref(),
         }
@@ -370,6 +410,17 @@ impl Listener {
 }
 
 impl Protocol {
+    /// Whether TLS ends here.
+    fn terminates(&self) -> bool {
+        matches!(self, Self::Https { .. } | Self::Tls { .. })
+    }
+
+    /// Whether what clients say is read here, so that it is said anew to backends; bytes are
+    /// passed on as they are.
+    pub(super) fn ends_here(&self) -> bool {
+        self.terminates() || matches!(self, Self::Http { .. })
+    }
+
     fn with_http(self) -> Self {
         match self {
             Self::Tls {
@@ -447,6 +498,16 @@ impl Allowed {
             // A selector that is not there selects nothing.
             (Some(From::Selector), None) => Self::None,
             (Some(From::Same) | None, _) => Self::Same,
+        }
+    }
+
+    /// Whether what is in a namespace may attach to what is in the namespace `home`.
+    pub(super) fn lets_in(&self, objects: &Objects, home: &str, namespace: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Same => home == namespace,
+            Self::None => false,
+            Self::Selector(selector) => selects(selector, &objects.namespace_labels(namespace)),
         }
     }
 }

@@ -14,19 +14,29 @@
 //! Synchronous and pure: no I/O and no clock. The same objects give the same result whatever the
 //! order in which they came.
 
+mod annotations;
+mod app_protocols;
+mod authorities;
+mod backend_tls;
 mod backends;
 mod certificates;
 mod changes;
+mod claims;
 mod classes;
 mod conflicts;
 mod evaluation;
+mod frontend;
 mod gateways;
 mod grants;
+mod grpc;
 mod http;
+mod kinds;
 mod links;
+mod listener_sets;
 mod listeners;
 mod nodes;
 mod objects;
+mod policies;
 mod routes;
 mod services;
 pub mod status;
@@ -36,8 +46,9 @@ pub use objects::{Key, Kind};
 use crate::{
     api::{
         gateway_api::{
-            gatewayclasses::GatewayClass, gateways::Gateway, httproutes::HttpRoute,
-            tcproutes::TcpRoute,
+            backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
+            grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
+            tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
     },
@@ -79,6 +90,11 @@ pub struct Subjects {
     pub gateways: Table<Gateway>,
     pub tcp_routes: Table<TcpRoute>,
     pub http_routes: Table<HttpRoute>,
+    pub grpc_routes: Table<GrpcRoute>,
+    pub tls_routes: Table<TlsRoute>,
+    pub udp_routes: Table<UdpRoute>,
+    pub listener_sets: Table<ListenerSet>,
+    pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
 }
@@ -107,6 +123,11 @@ impl Index {
             gateways: self.objects.gateways.clone(),
             tcp_routes: self.objects.tcp_routes.clone(),
             http_routes: self.objects.http_routes.clone(),
+            grpc_routes: self.objects.grpc_routes.clone(),
+            tls_routes: self.objects.tls_routes.clone(),
+            udp_routes: self.objects.udp_routes.clone(),
+            listener_sets: self.objects.listener_sets.clone(),
+            backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
         }
     }

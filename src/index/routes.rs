@@ -1,24 +1,21 @@
 //! Routes of all kinds: to which listeners each attaches, and what it says of itself.
 //!
-//! A kind is read into a [`Route`] when it comes, and from there on all are alike: a further kind
-//! is one more way to make a `Route`, and what is its own goes into its rules.
+//! A kind is read into a [`Route`] when it comes ([`kinds`](super::kinds)), and from there on all
+//! are alike: a further kind is one more way to make a `Route`, and what is its own goes into its
+//! rules.
 
 use super::{
     backends::Resolved,
+    claims::{self, Claim},
     gateways::Candidate,
+    listener_sets::Origin,
     listeners::Listener,
-    objects::{Key, Objects, Precedence, generation, precedence},
+    objects::{Key, Objects, Precedence},
     status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus},
 };
 use crate::{
-    api::{
-        CONTROLLER, GATEWAY_GROUP, conditions as c,
-        gateway_api::{
-            httproutes::{HttpRoute, HttpRouteRules},
-            tcproutes::TcpRoute,
-        },
-    },
-    model::{HostnamePattern, ObjectName},
+    api::{CONTROLLER, GATEWAY_GROUP, conditions as c, gateway_api::httproutes::HttpRouteRules},
+    model::{HostnamePattern, ObjectName, ProxyProtocol},
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,16 +24,29 @@ use std::collections::{BTreeMap, BTreeSet};
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Route {
     pub(super) precedence: Precedence,
-    generation: i64,
-    parents: Vec<ParentRef>,
+    pub(super) generation: i64,
+    pub(super) parents: Vec<ParentRef>,
     pub(super) rules: Rules,
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
+    /// Why no listener can have it.
+    pub(super) refused: Option<Finding>,
+    /// Why rules of it are left out.
+    pub(super) left_out: Option<Finding>,
+    /// Why annotations of it have no effect.
+    pub(super) ignored: Option<Finding>,
 }
 
 /// What is a kind's own.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Rules {
-    /// The backendRefs of each rule.
-    Bytes(Vec<Vec<BackendRef>>),
+    /// TCP, UDP and TLS.
+    Bytes {
+        /// Of TLS. None of them: all.
+        hostnames: Vec<String>,
+        /// The backendRefs of each.
+        rules: Vec<Vec<BackendRef>>,
+    },
+    /// HTTP and gRPC.
     Http {
         /// None of them: all.
         hostnames: Vec<String>,
@@ -57,15 +67,20 @@ pub(super) struct BackendRef {
 /// What is attached to the listeners of one Gateway.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Attached {
-    /// By listener name: the route that is served, of those that take all bytes.
-    pub(super) forwards: BTreeMap<String, Key>,
-    /// By listener name: the routes of HTTP, with the hostnames that both have; none is all.
-    pub(super) http: BTreeMap<String, Vec<(Key, Vec<HostnamePattern>)>>,
+    /// By listener name: the routes of bytes that are served, with the names that are theirs; none
+    /// is all that no other has.
+    pub(super) forwards: BTreeMap<String, Vec<Named>>,
+    /// By listener name: the routes of HTTP, with those of their hostnames that the listener has
+    /// names of; none is all.
+    pub(super) http: BTreeMap<String, Vec<Named>>,
     /// By listener name: the accepted routes, served or not.
     pub(super) routes: BTreeMap<String, BTreeSet<Key>>,
     /// What became of each route and its parentRef of this number.
     pub(super) results: BTreeMap<(Key, usize), Attachment>,
 }
+
+/// A route and hostnames of it.
+pub(super) type Named = (Key, Vec<HostnamePattern>);
 
 /// The conflict of a route that is accepted, or why it is not.
 pub(super) type Attachment = Result<Option<Finding>, Finding>;
@@ -73,52 +88,16 @@ pub(super) type Attachment = Result<Option<Finding>, Finding>;
 // === impl Route ===
 
 impl Route {
-    pub(super) fn of_tcp(name: &ObjectName, route: &TcpRoute) -> Self {
-        let parents = route.spec.parent_refs.iter().flatten();
-        let parents = parents.map(|reference| ParentRef {
-            group: reference.group.clone(),
-            kind: reference.kind.clone(),
-            namespace: reference.namespace.clone(),
-            name: reference.name.clone(),
-            section_name: reference.section_name.clone(),
-            port: reference.port,
-        });
-        let rules = route.spec.rules.iter().map(|rule| {
-            let references = rule.backend_refs.iter();
-            let references = references.map(|reference| BackendRef {
-                group: reference.group.clone(),
-                kind: reference.kind.clone(),
-                namespace: reference.namespace.clone(),
-                name: reference.name.clone(),
-                port: reference.port,
-                weight: reference.weight,
-            });
-            references.collect()
-        });
-        Self {
-            precedence: precedence(&route.metadata, name),
-            generation: generation(&route.metadata),
-            parents: parents.collect(),
-            rules: Rules::Bytes(rules.collect()),
-        }
-    }
-
-    pub(super) fn of_http(name: &ObjectName, route: &HttpRoute) -> Self {
-        Self {
-            precedence: precedence(&route.metadata, name),
-            generation: generation(&route.metadata),
-            parents: super::same(route.spec.parent_refs.as_ref()).unwrap_or_default(),
-            rules: Rules::Http {
-                hostnames: route.spec.hostnames.clone().unwrap_or_default(),
-                rules: route.spec.rules.clone().unwrap_or_default(),
-            },
-        }
-    }
-
     /// The Gateways that its parentRefs mean, with the number of each parentRef.
     pub(super) fn gateways(&self, key: &Key) -> impl Iterator<Item = (usize, ObjectName)> {
         let parents = self.parents.iter().enumerate();
         parents.filter_map(|(at, reference)| Some((at, reference.gateway(&key.name)?)))
+    }
+
+    /// The ListenerSets that its parentRefs mean, with the number of each parentRef.
+    pub(super) fn listener_sets(&self, key: &Key) -> impl Iterator<Item = (usize, ObjectName)> {
+        let parents = self.parents.iter().enumerate();
+        parents.filter_map(|(at, reference)| Some((at, reference.listener_set(&key.name)?)))
     }
 
     /// What its backendRefs refer to.
@@ -134,10 +113,11 @@ impl Route {
     pub(super) fn status<'a>(
         &self,
         key: &Key,
+        gateways: Vec<(usize, ObjectName)>,
         resolved: &Resolved,
         attachment: impl Fn(usize, &ObjectName) -> Option<&'a Attachment>,
     ) -> Option<RouteStatus> {
-        let parents = self.gateways(key).filter_map(|(at, gateway)| {
+        let parents = gateways.into_iter().filter_map(|(at, gateway)| {
             let attachment = attachment(at, &gateway)?;
             Some(self.parent_status(&self.parents[at], attachment, resolved))
         });
@@ -158,7 +138,6 @@ impl Route {
             Ok(conflict) => (None, conflict),
             Err(refused) => (Some(refused), None),
         };
-        let refused = refused.or_else(|| Finding::join(resolved.refused.clone()));
         let unresolved = Finding::join(resolved.findings.clone());
         let mut conditions = vec![
             Condition::of(c::ACCEPTED, refused, self.generation),
@@ -167,11 +146,16 @@ impl Route {
         let conflict = conflict
             .map(|finding| Condition::negative(c::ROUTE_CONFLICTED, finding, self.generation));
         conditions.extend(conflict);
-        let left_out = Finding::join(resolved.left_out.clone());
-        conditions
-            .extend(left_out.map(|finding| {
-                Condition::negative(c::PARTIALLY_INVALID, finding, self.generation)
-            }));
+        // Of a route that is not accepted, nothing is served anyway.
+        let left_out = self.left_out.clone().filter(|_| attachment.is_ok());
+        let ignored = self.ignored.clone();
+        let others = [
+            (c::PARTIALLY_INVALID, left_out),
+            (c::INVALID_ANNOTATIONS, ignored),
+        ];
+        conditions.extend(others.into_iter().filter_map(|(kind, finding)| {
+            Some(Condition::negative(kind, finding?, self.generation))
+        }));
         ParentStatus {
             parent_ref: reference.clone(),
             controller_name: CONTROLLER,
@@ -188,6 +172,10 @@ impl Route {
             let (group, kind) = reference.group_and_kind();
             if (group, kind) == ("", "Service") {
                 return None; // for a mesh
+            }
+            if let Some(set) = reference.listener_set(&key.name) {
+                return (!objects.sets.contains_key(&set))
+                    .then(|| format!("parentRef: there is no ListenerSet {set}"));
             }
             let Some(gateway) = reference.gateway(&key.name) else {
                 let kind = super::qualified(kind, group);
@@ -211,7 +199,7 @@ impl Rules {
     /// All that they refer to.
     fn references(&self) -> Vec<BackendRef> {
         match self {
-            Self::Bytes(rules) => rules.iter().flatten().cloned().collect(),
+            Self::Bytes { rules, .. } => rules.iter().flatten().cloned().collect(),
             Self::Http { rules, .. } => {
                 let backends = rules
                     .iter()
@@ -249,6 +237,21 @@ impl ParentRef {
     }
 }
 
+impl ParentRef {
+    /// The ListenerSet that it means, if it means one.
+    fn listener_set(&self, route: &ObjectName) -> Option<ObjectName> {
+        let namespace = self.namespace.as_ref().unwrap_or(&route.namespace);
+        (self.group_and_kind() == (GATEWAY_GROUP, "ListenerSet"))
+            .then(|| ObjectName::new(namespace, &self.name))
+    }
+
+    /// The object whose listeners it means.
+    fn origin(&self, route: &ObjectName) -> Origin {
+        let set = self.listener_set(route);
+        set.map_or(Origin::Gateway, Origin::Set)
+    }
+}
+
 // === impl BackendRef ===
 
 impl BackendRef {
@@ -269,32 +272,30 @@ impl Attached {
         routes: impl IntoIterator<Item = (&'a Key, &'a Route)>,
     ) -> Self {
         let mut attached = Self::default();
+        let mut claims = Vec::new();
         let mut routes: Vec<_> = routes.into_iter().collect();
         // The oldest comes first, so that it has a listener before the younger ask for it.
         routes.sort_by_key(|(key, route)| (&route.precedence, key.kind));
         for (key, route) in routes {
-            for (at, parent) in route.gateways(key) {
+            for (at, parent) in objects.gateways_of(key, route) {
                 if parent == gateway.name {
-                    let result = attached.attach(objects, gateway, key, route, at);
+                    let result = attached.attach(objects, gateway, key, route, at, &mut claims);
                     attached.results.insert((key.clone(), at), result);
                 }
             }
         }
+        attached.forwards = claims::settle(&claims, &mut attached.results);
         attached
     }
 
-    /// Whether a listener serves the route.
-    pub(super) fn serves(&self, route: &Key) -> bool {
-        let http = self.http.values().flatten().map(|(served, _)| served);
-        self.forwards
-            .values()
-            .chain(http)
-            .any(|served| served == route)
+    /// The routes that listeners serve.
+    pub(super) fn served(&self) -> impl Iterator<Item = &Key> {
+        let named = self.forwards.values().chain(self.http.values());
+        named.flatten().map(|(served, _)| served)
     }
 
-    /// Attaches a route to every listener that its parentRef means, or says why it cannot be.
-    /// Gives the listeners that serve an older route, which does not keep this one from being
-    /// accepted.
+    /// Attaches a route to every listener that its parentRef means and with which it has a name in
+    /// common, or says why it cannot be. Of a route of bytes, `claims` tell what it asks for.
     fn attach(
         &mut self,
         objects: &Objects,
@@ -302,107 +303,136 @@ impl Attached {
         key: &Key,
         route: &Route,
         parent: usize,
+        claims: &mut Vec<Claim>,
     ) -> Attachment {
-        match &route.rules {
-            Rules::Bytes(rules) if rules.len() > 1 => {
-                return Err(Finding::new(
-                    c::UNSUPPORTED_VALUE,
-                    format!(
-                        "the route has {} rules, of which TCP can tell none apart: leave one",
-                        rules.len()
-                    ),
-                ));
-            }
-            Rules::Bytes(_) => {}
-            Rules::Http { hostnames, .. } => {
-                return self.attach_http(objects, gateway, key, route, parent, hostnames);
-            }
+        if let Some(refused) = &route.refused {
+            return Err(refused.clone());
         }
-        let mut taken = Vec::new();
-        for listener in allowing_listeners(objects, key, &route.parents[parent], gateway)? {
-            // Counted whether or not the listener is accepted (Gateway API, `attachedRoutes`).
-            let routes = self.routes.entry(listener.name.clone()).or_default();
-            routes.insert(key.clone());
-            if !listener.is_accepted() {
-                continue;
-            }
-            match self.forwards.get(&listener.name) {
-                Some(served) if served != key => {
-                    taken.push(format!("listener {} serves {served}", listener.name));
-                }
-                Some(_) => {} // by another parentRef of the same route
-                None => drop(self.forwards.insert(listener.name.clone(), key.clone())),
-            }
-        }
-        Ok((!taken.is_empty()).then(|| {
-            let message = format!(
-                "{}, which comes first by age, then name: this route takes no connections there",
-                taken.join("; ")
-            );
-            Finding::new(c::OLDER_ROUTE, message)
-        }))
-    }
-}
-
-impl Attached {
-    /// Attaches a route of HTTP to the listeners with which it has a hostname in common.
-    fn attach_http(
-        &mut self,
-        objects: &Objects,
-        gateway: &Candidate,
-        key: &Key,
-        route: &Route,
-        parent: usize,
-        hostnames: &[String],
-    ) -> Attachment {
         let allowing = allowing_listeners(objects, key, &route.parents[parent], gateway)?;
-        let mut found = false;
+        let (Rules::Bytes { hostnames, .. } | Rules::Http { hostnames, .. }) = &route.rules;
+        let (mut found, mut conflicts) = (false, Vec::new());
         for listener in &allowing {
             let Some(common) = common(listener.hostname(), hostnames) else {
                 continue;
             };
+            match &route.rules {
+                Rules::Bytes { .. } if listener.is_accepted() => {
+                    claims.extend(asked(listener, key, parent, common));
+                }
+                Rules::Bytes { .. } => {}
+                Rules::Http { .. } => {
+                    let names = common.into_iter().map(|(own, _)| own).collect();
+                    if let Err(conflict) = self.attach_http(listener, key, names) {
+                        conflicts.push(conflict);
+                        continue;
+                    }
+                }
+            }
             found = true;
+            // Counted whether or not the listener is accepted (Gateway API, `attachedRoutes`).
             let routes = self.routes.entry(listener.name.clone()).or_default();
             routes.insert(key.clone());
-            let attached = self.http.entry(listener.name.clone()).or_default();
-            if listener.is_accepted() && !attached.iter().any(|(known, _)| known == key) {
-                attached.push((key.clone(), common));
-            }
         }
+        let conflict = Finding::join(conflicts);
         if found {
-            return Ok(None);
+            return Ok(conflict);
         }
-        let names: Vec<_> = allowing
-            .iter()
-            .map(|listener| listener.name.as_str())
-            .collect();
-        Err(Finding::new(
-            c::NO_MATCHING_LISTENER_HOSTNAME,
-            format!(
-                "hostname {} is none of listener {}",
-                hostnames.join(", "),
-                names.join(", ")
-            ),
-        ))
+        Err(conflict.unwrap_or_else(|| no_hostname(&allowing, hostnames)))
+    }
+
+    /// Attaches a route of HTTP, unless an older one of the other kind has hostnames of its: then
+    /// only one of them can be accepted (Gateway API `GRPCRouteSpec.hostnames`).
+    fn attach_http(
+        &mut self,
+        listener: &Listener,
+        key: &Key,
+        names: Vec<HostnamePattern>,
+    ) -> Result<(), Finding> {
+        if !listener.is_accepted() {
+            return Ok(());
+        }
+        let attached = self.http.entry(listener.name.clone()).or_default();
+        let of_other_kind = attached.iter().filter(|(known, _)| known.kind != key.kind);
+        let older = of_other_kind
+            .filter(|(_, of_other)| meet(of_other, &names))
+            .map(|(older, _)| older)
+            .next();
+        if let Some(older) = older {
+            let message = format!(
+                "listener {} serves {older} for the same hostnames, which comes first by age, then name: set other hostnames, as those of a {} and a {} must differ",
+                listener.name, key.kind, older.kind
+            );
+            return Err(Finding::new(c::HOSTNAME_CONFLICT, message));
+        }
+        if !attached.iter().any(|(known, _)| known == key) {
+            attached.push((key.clone(), names));
+        }
+        Ok(())
     }
 }
 
-/// The hostnames that a listener and a route both have; none of them stands for all of the
-/// listener's. `None`: there is no common one (Gateway API `HTTPRouteSpec.hostnames`).
+/// Whether there are hosts that both mean; none of them is all.
+fn meet(one: &[HostnamePattern], other: &[HostnamePattern]) -> bool {
+    let meets = |name: &HostnamePattern| other.iter().any(|of| of.intersection(name).is_some());
+    one.is_empty() || other.is_empty() || one.iter().any(meets)
+}
+
+/// What a route asks of a listener, for names that both have.
+fn asked(
+    listener: &Listener,
+    route: &Key,
+    parent: usize,
+    common: Vec<(HostnamePattern, HostnamePattern)>,
+) -> Vec<Claim> {
+    let claim = |name, specificity| Claim {
+        listener: listener.name.clone(),
+        route: route.clone(),
+        parent,
+        name,
+        specificity,
+    };
+    if common.is_empty() {
+        return vec![claim(None, None)];
+    }
+    let claims = common.into_iter();
+    let claims = claims.map(|(own, common)| claim(Some(common), Some(own.specificity())));
+    claims.collect()
+}
+
+/// Those of a route's hostnames that a listener has names of, each with these names; none of them
+/// stands for all of the listener's. `None`: there is no common one (Gateway API
+/// `HTTPRouteSpec.hostnames`).
 fn common(
     listener: Option<&HostnamePattern>,
     hostnames: &[String],
-) -> Option<Vec<HostnamePattern>> {
+) -> Option<Vec<(HostnamePattern, HostnamePattern)>> {
     if hostnames.is_empty() {
-        return Some(listener.into_iter().cloned().collect());
+        return Some(Vec::new());
     }
     let own = hostnames.iter();
     let own = own.filter_map(|text| HostnamePattern::parse(text).ok());
-    let common: Vec<_> = match listener {
-        None => own.collect(),
-        Some(listener) => own.filter_map(|own| own.intersection(listener)).collect(),
-    };
+    let common = own.filter_map(|own| {
+        let common = match listener {
+            None => own.clone(),
+            Some(listener) => own.intersection(listener)?,
+        };
+        Some((own, common))
+    });
+    let common: Vec<_> = common.collect();
     (!common.is_empty()).then_some(common)
+}
+
+fn no_hostname(listeners: &[&Listener], hostnames: &[String]) -> Finding {
+    let names: Vec<_> = listeners
+        .iter()
+        .map(|listener| listener.name.as_str())
+        .collect();
+    let message = format!(
+        "hostname {} is none of listener {}",
+        hostnames.join(", "),
+        names.join(", ")
+    );
+    Finding::new(c::NO_MATCHING_LISTENER_HOSTNAME, message)
 }
 
 /// The listeners that a parentRef means and that let the route in, of which one is accepted.
@@ -413,7 +443,7 @@ fn allowing_listeners<'a>(
     gateway: &'a Candidate,
 ) -> Result<Vec<&'a Listener>, Finding> {
     let namespace = &route.name.namespace;
-    let named = named_listeners(reference, gateway)?;
+    let named = named_listeners(reference, &route.name, gateway)?;
     let names = |listeners: &[&Listener]| {
         let names: Vec<_> = listeners.iter().map(|l| l.name.as_str()).collect();
         names.join(", ")
@@ -441,8 +471,18 @@ fn allowing_listeners<'a>(
 /// The listeners that a parentRef means; at least one.
 fn named_listeners<'a>(
     reference: &ParentRef,
+    route: &ObjectName,
     gateway: &'a Candidate,
 ) -> Result<Vec<&'a Listener>, Finding> {
+    let origin = reference.origin(route);
+    let parent = match &origin {
+        Origin::Gateway => "Gateway",
+        Origin::Set(set) if gateway.lets_in(set) => "ListenerSet",
+        Origin::Set(set) => {
+            let message = format!("Gateway {} does not let ListenerSet {set} in", gateway.name);
+            return Err(Finding::new(c::NO_MATCHING_PARENT, message));
+        }
+    };
     // An empty name means the whole Gateway, as an absent one does (`parentRefs.sectionName`).
     let section = reference
         .section_name
@@ -452,7 +492,8 @@ fn named_listeners<'a>(
     let named: Vec<_> = gateway
         .listeners
         .iter()
-        .filter(|listener| section.is_none_or(|section| *section == listener.name))
+        .filter(|listener| listener.origin == origin)
+        .filter(|listener| section.is_none_or(|section| *section == listener.section))
         .filter(|listener| port.is_none_or(|port| port == i32::from(listener.port)))
         .collect();
     if !named.is_empty() {
@@ -460,11 +501,11 @@ fn named_listeners<'a>(
     }
     let message = match (section, port) {
         (Some(section), Some(port)) => {
-            format!("the Gateway has no listener {section} on port {port}")
+            format!("the {parent} has no listener {section} on port {port}")
         }
-        (Some(section), None) => format!("the Gateway has no listener {section}"),
-        (None, Some(port)) => format!("the Gateway has no listener on port {port}"),
-        (None, None) => "the Gateway has no listener".into(),
+        (Some(section), None) => format!("the {parent} has no listener {section}"),
+        (None, Some(port)) => format!("the {parent} has no listener on port {port}"),
+        (None, None) => format!("the {parent} has no listener"),
     };
     Err(Finding::new(c::NO_MATCHING_PARENT, message))
 }

@@ -1,7 +1,7 @@
 //! Services and their EndpointSlices. Of both only what is read is kept: in a cluster they are by
 //! far the most, and most of an object's bytes are not for us.
 
-use crate::model::{Endpoint, HostnamePattern, ObjectName};
+use crate::model::{Endpoint, HostnamePattern, ObjectName, Transport};
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
     apimachinery::pkg::util::intstr::IntOrString,
@@ -26,18 +26,24 @@ pub(super) struct ServicePorts {
 struct ServicePort {
     name: String,
     number: i32,
-    /// `None` is TCP.
-    other_protocol: Option<String>,
+    protocol: String,
     target: Option<i32>,
+    app_protocol: Option<String>,
 }
 
 /// What is read of an EndpointSlice: what takes new connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct SliceEndpoints {
     pub(super) service: ObjectName,
-    /// Those of TCP.
-    ports: Vec<(String, Option<u16>)>,
+    ports: Vec<SlicePort>,
     ready: Vec<Host>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct SlicePort {
+    name: String,
+    protocol: String,
+    number: Option<u16>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +52,16 @@ enum Host {
     Name(String),
 }
 
-fn other_protocol(protocol: Option<&String>) -> Option<String> {
-    protocol
-        .filter(|protocol| *protocol != DEFAULT_PROTOCOL)
-        .cloned()
+fn protocol(given: Option<&String>) -> String {
+    given.map_or_else(|| DEFAULT_PROTOCOL.into(), Clone::clone)
+}
+
+/// As ports spell it.
+fn protocol_of(transport: Transport) -> &'static str {
+    match transport {
+        Transport::Tcp => "TCP",
+        Transport::Udp => "UDP",
+    }
 }
 
 // === impl ServicePorts ===
@@ -62,11 +74,12 @@ impl ServicePorts {
         let ports = ports.unwrap_or_default().iter().map(|port| ServicePort {
             name: port.name.clone().unwrap_or_default(),
             number: port.port,
-            other_protocol: other_protocol(port.protocol.as_ref()),
+            protocol: protocol(port.protocol.as_ref()),
             target: match port.target_port {
                 Some(IntOrString::Int(target)) => Some(target),
                 _ => None,
             },
+            app_protocol: port.app_protocol.clone(),
         });
         Self {
             external_name: external.map(|spec| spec.external_name.clone().unwrap_or_default()),
@@ -74,30 +87,48 @@ impl ServicePorts {
         }
     }
 
+    fn port(&self, number: u16, transport: Transport) -> Option<&ServicePort> {
+        let protocol = protocol_of(transport);
+        let mut ports = self.ports.iter();
+        ports.find(|port| port.number == i32::from(number) && port.protocol == protocol)
+    }
+
+    /// What a port says it speaks (`appProtocol`).
+    pub(super) fn app_protocol(&self, number: u16) -> Option<&str> {
+        self.port(number, Transport::Tcp)?.app_protocol.as_deref()
+    }
+
+    /// The name of a port; empty when it has none.
+    pub(super) fn port_name(&self, number: u16) -> &str {
+        self.port(number, Transport::Tcp)
+            .map_or("", |port| &port.name)
+    }
+
     /// Where a port is served now. A Service without EndpointSlices is served nowhere.
     pub(super) fn endpoints<'a>(
         &self,
         name: &ObjectName,
         port: u16,
+        transport: Transport,
         slices: impl Iterator<Item = &'a SliceEndpoints>,
     ) -> Result<Vec<Endpoint>, String> {
-        let of_number = || self.ports.iter().filter(|p| p.number == i32::from(port));
-        let service_port = of_number().find(|port| port.other_protocol.is_none());
+        let protocol = protocol_of(transport);
+        let service_port = self.port(port, transport);
         if let Some(host) = &self.external_name {
             let target = service_port.and_then(|port| port.target);
             return external(name, host, target, port).map(|endpoint| vec![endpoint]);
         }
         let Some(service_port) = service_port else {
-            let other = of_number().find_map(|port| port.other_protocol.as_deref());
-            return Err(match other {
+            let mut ports = self.ports.iter();
+            return Err(match ports.find(|p| p.number == i32::from(port)) {
                 None => format!("Service {name} has no port {port}"),
-                Some(other) => {
-                    format!("port {port} of Service {name} is for {other}, not for TCP")
-                }
+                Some(ServicePort {
+                    protocol: other, ..
+                }) => format!("port {port} of Service {name} is for {other}, not for {protocol}"),
             });
         };
         let mut endpoints: Vec<_> = slices
-            .flat_map(|slice| slice.of_port(&service_port.name))
+            .flat_map(|slice| slice.of_port(&service_port.name, protocol))
             .collect();
         endpoints.sort();
         endpoints.dedup();
@@ -136,13 +167,11 @@ impl SliceEndpoints {
     /// `None`: the slice is of no Service.
     pub(super) fn of(name: &ObjectName, slice: &EndpointSlice) -> Option<Self> {
         let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
-        let ports = slice.ports.iter().flatten();
-        let ports = ports
-            .filter(|port| other_protocol(port.protocol.as_ref()).is_none())
-            .map(|port| {
-                let number = port.port.and_then(|number| u16::try_from(number).ok());
-                (port.name.clone().unwrap_or_default(), number)
-            });
+        let ports = slice.ports.iter().flatten().map(|port| SlicePort {
+            name: port.name.clone().unwrap_or_default(),
+            protocol: protocol(port.protocol.as_ref()),
+            number: port.port.and_then(|number| u16::try_from(number).ok()),
+        });
         let ready = slice.endpoints.iter().flatten().filter(|endpoint| {
             let conditions = endpoint.conditions.as_ref();
             // What is absent is to be read as ready and not terminating (EndpointConditions).
@@ -163,9 +192,10 @@ impl SliceEndpoints {
     }
 
     /// The endpoints at the port of a Service's port's name.
-    fn of_port(&self, name: &str) -> impl Iterator<Item = Endpoint> {
-        let port = self.ports.iter().find(|(of, _)| of == name);
-        let number = port.and_then(|(_, number)| *number);
+    fn of_port(&self, name: &str, protocol: &str) -> impl Iterator<Item = Endpoint> {
+        let mut ports = self.ports.iter();
+        let port = ports.find(|port| port.name == name && port.protocol == protocol);
+        let number = port.and_then(|port| port.number);
         number.into_iter().flat_map(|number| {
             self.ready.iter().map(move |host| match host {
                 Host::Address(ip) => Endpoint::Address(*ip, number),

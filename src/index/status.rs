@@ -12,8 +12,11 @@ use serde::{Deserialize, Serialize};
 pub struct Statuses {
     pub classes: Table<ClassStatus>,
     pub gateways: Table<GatewayStatus>,
+    pub listener_sets: Table<ListenerSetStatus>,
     /// Those of routes of all kinds.
     pub routes: Table<RouteStatus, Key>,
+    /// Those of BackendTLSPolicies.
+    pub policies: Table<PolicyStatus>,
     /// What is told to people but written to no object, sorted: an object, or a part of one, may be
     /// meant for tailway, but its class or its parent is not there. Says what is missing, and what
     /// to do.
@@ -30,6 +33,15 @@ pub struct ClassStatus {
 pub struct GatewayStatus {
     pub name: ObjectName,
     pub addresses: Vec<Address>,
+    pub conditions: Vec<Condition>,
+    pub listeners: Vec<ListenerStatus>,
+    /// How many ListenerSets are accepted.
+    pub attached_listener_sets: i32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenerSetStatus {
+    pub name: ObjectName,
     pub conditions: Vec<Condition>,
     pub listeners: Vec<ListenerStatus>,
 }
@@ -53,6 +65,21 @@ pub struct RouteStatus {
 #[serde(rename_all = "camelCase")]
 pub struct ParentStatus {
     pub parent_ref: ParentRef,
+    pub controller_name: &'static str,
+    pub conditions: Vec<Condition>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyStatus {
+    pub name: ObjectName,
+    pub ancestors: Vec<AncestorStatus>,
+}
+
+/// What became of a policy at a Gateway.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AncestorStatus {
+    pub ancestor_ref: ParentRef,
     pub controller_name: &'static str,
     pub conditions: Vec<Condition>,
 }
@@ -213,8 +240,15 @@ impl Statuses {
         let listeners = self.gateways.values();
         let listeners = listeners.flat_map(|gateway| &gateway.listeners);
         let parents = self.routes.values().flat_map(|route| &route.parents);
+        let sets = self.listener_sets.values();
+        let of_sets = sets.clone().flat_map(|set| &set.listeners);
+        let sets = sets.flat_map(|set| &set.conditions);
+        let ancestors = self.policies.values().flat_map(|policy| &policy.ancestors);
         classes
             .chain(gateways)
+            .chain(sets)
+            .chain(of_sets.flat_map(|listener| &listener.conditions))
+            .chain(ancestors.flat_map(|ancestor| &ancestor.conditions))
             .chain(listeners.flat_map(|listener| &listener.conditions))
             .chain(parents.flat_map(|parent| &parent.conditions))
     }

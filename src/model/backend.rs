@@ -38,6 +38,16 @@ pub struct WeightedBackend {
 pub struct BackendId {
     pub service: ObjectName,
     pub port: u16,
+    /// A Service can have a port twice.
+    pub transport: Transport,
+}
+
+/// What carries bytes to a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    #[default]
+    Tcp,
+    Udp,
 }
 
 /// The endpoints of a [`BackendId`]; none means that nothing is ready now.
@@ -103,7 +113,11 @@ impl BackendProtocol {
 
 impl fmt::Display for BackendId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.service, self.port)
+        write!(f, "{}:{}", self.service, self.port)?;
+        match self.transport {
+            Transport::Tcp => Ok(()),
+            Transport::Udp => f.write_str("/udp"),
+        }
     }
 }
 

@@ -15,11 +15,11 @@ pub struct HttpListener {
     pub routes: Vec<AttachedRoute>,
 }
 
-/// A route of a listener, for hostnames that both have.
+/// A route of a listener, for requests to hosts that both mean.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AttachedRoute {
     pub route: RouteId,
-    /// Empty: all of the listener's.
+    /// The route's own, so that what they say decides on precedence. Empty: all of the listener's.
     pub hostnames: Vec<HostnamePattern>,
 }
 

@@ -25,7 +25,8 @@ mod table;
 mod trust;
 
 pub use backend::{
-    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, WeightedBackend,
+    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, Transport,
+    WeightedBackend,
 };
 pub use certificate::{Certificate, CertificateError};
 pub use hostname::{HostnameError, HostnamePattern};

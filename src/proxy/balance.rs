@@ -1,6 +1,6 @@
 //! Which endpoint a connection or request goes to.
 
-use super::http::Pool;
+use super::{backend_tls::Link, http::Pool};
 use crate::model::{
     Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, Snapshot,
 };
@@ -44,14 +44,16 @@ pub(super) struct Weights {
 pub(super) struct Balancer {
     pub(super) name: String,
     pub(super) protocol: BackendProtocol,
+    pub(super) link: Link,
     endpoints: Vec<Arc<Tracked>>,
 }
 
 /// An endpoint and how many connections or requests it has. Survives snapshots that still name
-/// it.
+/// it and reach it in the same way.
 #[derive(Debug)]
 pub(super) struct Tracked {
     endpoint: Endpoint,
+    link: Link,
     pool: Pool,
     open: AtomicUsize,
     /// When connecting failed last, in milliseconds of [`clock`]; 0 when it did not.
@@ -82,6 +84,10 @@ pub(super) enum Unreachable {
     Name,
     Timeout,
     Refused,
+    /// Its certificate is not believed, or not the one that was asked for.
+    Distrusted,
+    /// No TLS could be agreed on.
+    Tls,
     Other,
 }
 
@@ -167,9 +173,17 @@ impl Weights {
 
 impl Balancer {
     fn of(id: &BackendId, backend: &Backend, before: Option<&Arc<Self>>) -> Self {
+        let name = id.to_string();
+        let link = Link::new(
+            &name,
+            backend.tls.as_ref(),
+            before.map(|before| &before.link),
+        );
+        // A connection made under another policy is never used again.
         let known: HashMap<&Endpoint, &Arc<Tracked>> = before
             .iter()
             .flat_map(|balancer| &balancer.endpoints)
+            .filter(|tracked| tracked.link.is_same(&link))
             .map(|tracked| (&tracked.endpoint, tracked))
             .collect();
         let endpoints = backend
@@ -179,6 +193,7 @@ impl Balancer {
                 Some(tracked) => Arc::clone(tracked),
                 None => Arc::new(Tracked {
                     endpoint: endpoint.clone(),
+                    link: link.clone(),
                     pool: Pool::default(),
                     open: AtomicUsize::new(0),
                     failed: AtomicU64::new(0),
@@ -186,8 +201,9 @@ impl Balancer {
             })
             .collect();
         Self {
-            name: id.to_string(),
+            name,
             protocol: backend.protocol,
+            link,
             endpoints,
         }
     }
@@ -307,13 +323,17 @@ impl Connected {
         &self.tracked.endpoint
     }
 
-    /// Passes it over for a while, as it could not be reached.
-    pub(super) fn set_aside(&self) {
-        self.tracked.failed.store(clock(), Ordering::Relaxed);
-    }
-
     pub(super) fn tracked(&self) -> &Arc<Tracked> {
         &self.tracked
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.tracked.link
+    }
+
+    /// Has others drawn for a while, as this one was of no use.
+    pub(super) fn set_aside(&self) {
+        self.tracked.failed.store(clock(), Ordering::Relaxed);
     }
 
     /// The connections to it that are kept for requests.
@@ -353,6 +373,8 @@ impl Unreachable {
             Self::Name => "name_not_resolved",
             Self::Timeout => "connect_timeout",
             Self::Refused => "connection_refused",
+            Self::Distrusted => "certificate_not_believed",
+            Self::Tls => "tls_error",
             Self::Other => "connect_error",
         }
     }
@@ -386,12 +408,13 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ObjectName, WeightedBackend};
+    use crate::model::{ObjectName, Transport, WeightedBackend};
 
     fn id(name: &str) -> BackendId {
         BackendId {
             service: ObjectName::new("default", name),
             port: 80,
+            transport: Transport::Tcp,
         }
     }
 

@@ -123,6 +123,8 @@ impl Connection {
                 serving: Arc::clone(&self.port),
             },
             listener: None,
+            server_name: String::new(),
+            cut: Arc::default(),
         }
     }
 }
@@ -138,7 +140,8 @@ impl Serves for Then {
 
 async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &Place) {
     let peer = Arc::new(connection.peer(accepted.flow(), accepted.identity(), "http"));
-    let mut meter = place.port_metrics().open(Box::new(|| (0, 0)));
+    let progress = Arc::new(Progress::default());
+    let mut meter = place.port_metrics().open(read(&progress));
     let stream = match accepted.open() {
         Ok(stream) => stream,
         Err(error) => {
@@ -147,7 +150,7 @@ async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &P
             return;
         }
     };
-    let ended = http::serve(stream, peer, Version::Either).await;
+    let ended = http::serve(stream, peer, Version::Either, progress).await;
     meter.ended(if ended.is_ok() { "eof" } else { "error" });
 }
 
@@ -216,14 +219,16 @@ async fn serve_https<S: Stream>(
     mut peer: Peer,
 ) {
     peer.listener = Some(served.listener.clone());
+    peer.server_name.clone_from(&tls.server_name);
     let version = match tls.stream.protocol() {
         Some(b"h2") => Version::Http2,
         _ => Version::Http1,
     };
-    let mut meter = served.metrics.open(Box::new(|| (0, 0)));
+    let progress = Arc::new(Progress::default());
+    let mut meter = served.metrics.open(read(&progress));
     // HTTP has an end of its own.
     tls.in_order = true;
-    let ended = http::serve(tls, Arc::new(peer), version).await;
+    let ended = http::serve(tls, Arc::new(peer), version, progress).await;
     meter.ended(if ended.is_ok() { "eof" } else { "error" });
 }
 
@@ -374,6 +379,20 @@ fn read(progress: &Arc<Progress>) -> crate::metrics::ReadBytes {
             progress.sent.load(Ordering::Relaxed),
         )
     })
+}
+
+// === impl Reset ===
+
+impl<S: Stream> http::Reset for S {
+    fn reset(&self) {
+        Stream::reset(self);
+    }
+}
+
+impl<T: Transport> http::Reset for Box<TlsPeer<T>> {
+    fn reset(&self) {
+        self.stream.reset();
+    }
 }
 
 // === impl Greeted ===

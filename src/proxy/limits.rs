@@ -20,6 +20,10 @@ pub struct Limits {
     pub connect_timeout: Duration,
     /// A connection on which no byte moves; `None` never ends one.
     pub idle_timeout: Option<Duration>,
+    /// The head of a request of HTTP, and what may come before it.
+    pub head_timeout: Duration,
+    /// A request or response of HTTP whose bodies both do not move; `None` never ends one.
+    pub body_timeout: Option<Duration>,
     /// Open connections of a port.
     pub connections: usize,
     /// Open connections of a port that come from one address.
@@ -38,6 +42,8 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             idle_timeout: None,
+            head_timeout: Duration::from_secs(60),
+            body_timeout: Some(Duration::from_secs(300)),
             connections: 10_000,
             connections_per_peer: 1_000,
             udp_idle_timeout: Duration::from_secs(60),

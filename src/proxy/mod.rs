@@ -6,6 +6,7 @@
 //! ```
 
 mod access;
+mod backend_tls;
 mod balance;
 mod certificates;
 mod clients;
@@ -27,7 +28,7 @@ pub use limits::Limits;
 
 use crate::{
     drain::Drain,
-    metrics::{ListenerMetrics, Metrics},
+    metrics::{HttpMeter, ListenerMetrics, Metrics},
     model::{
         ClientValidation, Port, Snapshot, TlsListener as TlsConfig, TlsMode, TlsRoutes, UdpListener,
     },
@@ -37,7 +38,7 @@ use arc_swap::ArcSwap;
 use balance::Backends;
 use connection::{Connection, Context, Served, Serving, Then, serve};
 use forwards::Forwards;
-use http::{HttpPort, Listening};
+use http::{HttpPort, Listening, Made, Metering};
 use limits::Gate;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -60,6 +61,8 @@ pub struct Proxy<N: Network> {
     udp_ports: BTreeMap<u16, UdpPort>,
     /// By port and listener name.
     sessions: HashMap<(u16, String), Sessions>,
+    /// Of the objects that are served: what is not here any more is not counted either.
+    meters: Vec<HttpMeter>,
 }
 
 #[derive(Debug)]
@@ -102,6 +105,7 @@ impl<N: Network> Proxy<N> {
             ports: BTreeMap::new(),
             udp_ports: BTreeMap::new(),
             sessions: HashMap::new(),
+            meters: Vec::new(),
         }
     }
 
@@ -110,6 +114,8 @@ impl<N: Network> Proxy<N> {
     pub async fn apply(&mut self, snapshot: &Snapshot) -> Vec<PortError> {
         self.backends = Backends::of(snapshot, &self.backends);
         self.close_ports(snapshot).await;
+        // Kept until the new ones are there, so that what stays goes on from its counts.
+        let before = std::mem::take(&mut self.meters);
         let mut errors = Vec::new();
         for (&port, config) in &snapshot.ports {
             if let Err(error) = self.apply_port(port, config, snapshot).await {
@@ -121,6 +127,7 @@ impl<N: Network> Proxy<N> {
                 errors.push(error.into());
             }
         }
+        drop(before);
         errors
     }
 
@@ -299,15 +306,23 @@ impl<N: Network> Proxy<N> {
     }
 
     fn http<'a>(
-        &self,
+        &mut self,
         port: u16,
         listeners: impl Iterator<Item = Listening<'a>>,
         snapshot: &Snapshot,
     ) -> Arc<HttpPort> {
         let listeners: Vec<_> = listeners.collect();
-        let (routes, backends) = (&snapshot.http_routes, &self.backends);
-        let metrics = |name: &str| self.context.metrics.listener(&self.context.gateway, name);
-        Arc::new(HttpPort::new(port, &listeners, routes, backends, metrics))
+        let made = Made {
+            routes: &snapshot.http_routes,
+            backends: &self.backends,
+            options: &snapshot.http_options,
+        };
+        let metering = Metering {
+            metrics: &self.context.metrics,
+            gateway: &self.context.gateway,
+            kept: &mut self.meters,
+        };
+        Arc::new(HttpPort::new(port, &listeners, made, metering))
     }
 
     fn served(&self, listener: &str, forwards: Forwards) -> Served {

@@ -1,5 +1,6 @@
 //! Objects of a Kubernetes cluster: each kind is watched at a version that the cluster serves.
 
+use super::fields::with_hostnames;
 use crate::{
     api::{GATEWAY_GROUP, Object, TAILWAY_GROUP},
     index::{Key, Kind},
@@ -87,7 +88,22 @@ const KINDS: &[Watched] = &[
         "httproutes",
         &["v1", "v1beta1"],
     ),
+    gateway_kind(Kind::GrpcRoute, "GRPCRoute", "grpcroutes", &["v1"]),
+    gateway_kind(
+        Kind::TlsRoute,
+        "TLSRoute",
+        "tlsroutes",
+        &["v1", "v1alpha3", "v1alpha2"],
+    ),
     gateway_kind(Kind::TcpRoute, "TCPRoute", "tcproutes", &["v1", "v1alpha2"]),
+    gateway_kind(Kind::UdpRoute, "UDPRoute", "udproutes", &["v1", "v1alpha2"]),
+    gateway_kind(Kind::ListenerSet, "ListenerSet", "listenersets", &["v1"]),
+    gateway_kind(
+        Kind::BackendTlsPolicy,
+        "BackendTLSPolicy",
+        "backendtlspolicies",
+        &["v1"],
+    ),
     gateway_kind(
         Kind::ReferenceGrant,
         "ReferenceGrant",
@@ -107,6 +123,13 @@ const KINDS: &[Watched] = &[
         group: "discovery.k8s.io",
         versions: &["v1"],
         plural: "endpointslices",
+    },
+    Watched {
+        kind: Kind::ConfigMap,
+        name: "ConfigMap",
+        group: "",
+        versions: &["v1"],
+        plural: "configmaps",
     },
     Watched {
         kind: Kind::Namespace,
@@ -399,6 +422,12 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::Gateway => parse(value).map(Object::Gateway),
         Kind::TcpRoute => parse(value).map(Object::TcpRoute),
         Kind::HttpRoute => parse(value).map(Object::HttpRoute),
+        Kind::GrpcRoute => parse(value).map(Object::GrpcRoute),
+        Kind::TlsRoute => parse(with_hostnames(value)).map(Object::TlsRoute),
+        Kind::UdpRoute => parse(value).map(Object::UdpRoute),
+        Kind::ListenerSet => parse(value).map(Object::ListenerSet),
+        Kind::BackendTlsPolicy => parse(value).map(Object::BackendTlsPolicy),
+        Kind::ConfigMap => parse(value).map(Object::ConfigMap),
         Kind::ReferenceGrant => parse(value).map(Object::ReferenceGrant),
         Kind::Service => parse(value).map(Object::Service),
         Kind::EndpointSlice => parse(value).map(Object::EndpointSlice),

@@ -1,7 +1,7 @@
 //! One YAML document to one object.
 
 use super::{
-    fields::{Place, field_at, locate, unknown_fields},
+    fields::{Place, field_at, locate, unknown_fields, with_hostnames},
     rules::violations,
 };
 use crate::api::{GATEWAY_GROUP, Object, TAILWAY_GROUP};
@@ -178,6 +178,20 @@ impl Document<'_> {
                 Object::TcpRoute(self.parse(value)?)
             }
             (GATEWAY_GROUP, "HTTPRoute", "v1" | "v1beta1") => Object::HttpRoute(self.parse(value)?),
+            (GATEWAY_GROUP, "GRPCRoute", "v1" | "v1alpha2") => {
+                Object::GrpcRoute(self.parse(value)?)
+            }
+            (GATEWAY_GROUP, "TLSRoute", "v1") => Object::TlsRoute(self.parse(value)?),
+            (GATEWAY_GROUP, "TLSRoute", "v1alpha2" | "v1alpha3") => {
+                Object::TlsRoute(self.parse(&with_hostnames(value.clone()))?)
+            }
+            (GATEWAY_GROUP, "UDPRoute", "v1" | "v1alpha2" | "v1alpha3") => {
+                Object::UdpRoute(self.parse(value)?)
+            }
+            (GATEWAY_GROUP, "ListenerSet", "v1") => Object::ListenerSet(self.parse(value)?),
+            (GATEWAY_GROUP, "BackendTLSPolicy", "v1") => {
+                Object::BackendTlsPolicy(self.parse(value)?)
+            }
             (GATEWAY_GROUP, "ReferenceGrant", "v1" | "v1beta1" | "v1alpha2") => {
                 Object::ReferenceGrant(self.parse(value)?)
             }
@@ -185,6 +199,7 @@ impl Document<'_> {
             ("discovery.k8s.io", "EndpointSlice", "v1") => {
                 Object::EndpointSlice(self.parse(value)?)
             }
+            ("", "ConfigMap", "v1") => Object::ConfigMap(self.parse(value)?),
             ("", "Secret", "v1") => Object::Secret(self.secret(value.clone())?),
             ("", "Namespace", "v1") => Object::Namespace(self.parse(value)?),
             (TAILWAY_GROUP, "TailscaleTailnet", "v1alpha1") => Object::Tailnet(self.parse(value)?),
@@ -347,7 +362,7 @@ mod tests {
 
         #[test]
         fn no_object_makes_it_panic(
-            kind in "Gateway|TCPRoute|Service|Secret|EndpointSlice|Namespace|GatewayClass|ReferenceGrant",
+            kind in "Gateway|TCPRoute|HTTPRoute|GRPCRoute|TLSRoute|UDPRoute|Service|Secret|EndpointSlice|Namespace|GatewayClass|ReferenceGrant",
             body in "[a-z0-9:{}\\[\\], \n-]{0,200}",
         ) {
             let group = match kind.as_str() {

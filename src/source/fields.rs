@@ -89,10 +89,16 @@ pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
         Object::GatewayClass(o) => serde_json::to_value(o),
         Object::Gateway(o) => serde_json::to_value(o),
         Object::HttpRoute(o) => serde_json::to_value(o),
+        Object::GrpcRoute(o) => serde_json::to_value(o),
+        Object::TlsRoute(o) => serde_json::to_value(o),
+        Object::UdpRoute(o) => serde_json::to_value(o),
         Object::TcpRoute(o) => serde_json::to_value(o),
+        Object::ListenerSet(o) => serde_json::to_value(o),
+        Object::BackendTlsPolicy(o) => serde_json::to_value(o),
         Object::ReferenceGrant(o) => serde_json::to_value(o),
         Object::Service(o) => serde_json::to_value(o),
         Object::EndpointSlice(o) => serde_json::to_value(o),
+        Object::ConfigMap(o) => serde_json::to_value(o),
         Object::Secret(o) => serde_json::to_value(o),
         Object::Namespace(o) => serde_json::to_value(o),
         Object::Tailnet(o) => serde_json::to_value(o),
@@ -124,6 +130,15 @@ fn missing(given: &Value, known: &Value, path: &str, found: &mut Vec<String>) {
         }
         _ => {}
     }
+}
+
+/// A TLSRoute with hostnames: before `v1` they could be left out.
+pub(super) fn with_hostnames(mut route: Value) -> Value {
+    if let Some(spec) = route.get_mut("spec").and_then(Value::as_object_mut) {
+        spec.entry("hostnames")
+            .or_insert_with(|| Value::Array(Vec::new()));
+    }
+    route
 }
 
 fn is_nothing(value: &Value) -> bool {

@@ -36,12 +36,18 @@ fn spec_and_metadata(object: &mut Object) -> Option<(Value, &mut ObjectMeta)> {
         Object::GatewayClass(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Gateway(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::HttpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::GrpcRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::TlsRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::UdpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::TcpRoute(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::ListenerSet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::BackendTlsPolicy(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::ReferenceGrant(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Tailnet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Service(_)
         | Object::EndpointSlice(_)
         | Object::Secret(_)
+        | Object::ConfigMap(_)
         | Object::Namespace(_) => return None,
     };
     Some((spec.ok()?, metadata))

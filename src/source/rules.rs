@@ -2,22 +2,28 @@
 //! have no API server, so they are held here. What the index turns into a condition of one
 //! listener or route is left to it.
 
+mod filters;
+mod routes;
+mod tls;
+
 use crate::{
     api::{
         Object,
         gateway_api::{
             gatewayclasses::GatewayClass,
             gateways::{Gateway, GatewayListeners, GatewayListenersTlsMode as Mode},
+            listenersets::ListenerSet,
             referencegrants::ReferenceGrant,
-            tcproutes::{TcpRoute, TcpRouteParentRefs, TcpRouteRulesBackendRefs},
         },
     },
+    index::Kind,
     model::HostnamePattern,
 };
 use k8s_openapi::{
     api::{core::v1::Service, discovery::v1::EndpointSlice},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
+use serde::Serialize;
 use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
 
 /// A field that breaks a rule.
@@ -40,12 +46,21 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
         Object::Gateway(o) => {
             metadata(&mut found, &o.metadata);
             gateway(&mut found, o);
+            tls::gateway(&mut found, o);
         }
-        Object::HttpRoute(o) => metadata(&mut found, &o.metadata),
-        Object::TcpRoute(o) => {
+        Object::ListenerSet(o) => {
             metadata(&mut found, &o.metadata);
-            tcp_route(&mut found, o);
+            listener_set(&mut found, o);
         }
+        Object::BackendTlsPolicy(o) => {
+            metadata(&mut found, &o.metadata);
+            tls::backend_tls_policy(&mut found, o);
+        }
+        Object::HttpRoute(o) => route(&mut found, Kind::HttpRoute, &o.metadata, &o.spec),
+        Object::GrpcRoute(o) => route(&mut found, Kind::GrpcRoute, &o.metadata, &o.spec),
+        Object::TlsRoute(o) => route(&mut found, Kind::TlsRoute, &o.metadata, &o.spec),
+        Object::TcpRoute(o) => route(&mut found, Kind::TcpRoute, &o.metadata, &o.spec),
+        Object::UdpRoute(o) => route(&mut found, Kind::UdpRoute, &o.metadata, &o.spec),
         Object::ReferenceGrant(o) => {
             metadata(&mut found, &o.metadata);
             reference_grant(&mut found, o);
@@ -58,6 +73,7 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
             metadata(&mut found, &o.metadata);
             endpoint_slice(&mut found, o);
         }
+        Object::ConfigMap(o) => metadata(&mut found, &o.metadata),
         Object::Secret(o) => metadata(&mut found, &o.metadata),
         Object::Namespace(o) => metadata(&mut found, &o.metadata),
         Object::Tailnet(o) => metadata(&mut found, &o.metadata),
@@ -161,17 +177,7 @@ fn gateway_class(found: &mut Violations, class: &GatewayClass) {
 fn gateway(found: &mut Violations, gateway: &Gateway) {
     let spec = &gateway.spec;
     found.not_empty(&spec.gateway_class_name, "spec.gatewayClassName");
-    found.count(spec.listeners.len(), 1..=64, "spec.listeners");
-    let mut names = BTreeSet::new();
-    for (index, spec) in spec.listeners.iter().enumerate() {
-        let path = format!("spec.listeners[{index}]");
-        found.check(
-            names.insert(&spec.name),
-            format!("{path}.name"),
-            format!("another listener is called {:?}", spec.name),
-        );
-        listener(found, spec, &path);
-    }
+    listeners(found, &spec.listeners);
     let addresses = spec.addresses.as_deref().unwrap_or_default();
     found.count(addresses.len(), 0..=16, "spec.addresses");
     let mut values = BTreeSet::new();
@@ -187,6 +193,28 @@ fn gateway(found: &mut Violations, gateway: &Gateway) {
             format!("{value:?} is there twice"),
         );
         // What name a node can have is the index's to say: it harms one Gateway only.
+    }
+}
+
+fn listener_set(found: &mut Violations, set: &ListenerSet) {
+    found.not_empty(&set.spec.parent_ref.name, "spec.parentRef.name");
+    // The same words, of another type.
+    let specs = serde_json::to_value(&set.spec.listeners);
+    let specs = specs.and_then(serde_json::from_value::<Vec<GatewayListeners>>);
+    listeners(found, &specs.unwrap_or_default());
+}
+
+fn listeners(found: &mut Violations, specs: &[GatewayListeners]) {
+    found.count(specs.len(), 1..=64, "spec.listeners");
+    let mut names = BTreeSet::new();
+    for (index, spec) in specs.iter().enumerate() {
+        let path = format!("spec.listeners[{index}]");
+        found.check(
+            names.insert(&spec.name),
+            format!("{path}.name"),
+            format!("another listener is called {:?}", spec.name),
+        );
+        listener(found, spec, &path);
     }
 }
 
@@ -224,64 +252,11 @@ fn listener(found: &mut Violations, listener: &GatewayListeners, path: &str) {
     );
 }
 
-fn tcp_route(found: &mut Violations, route: &TcpRoute) {
-    let parents = route.spec.parent_refs.as_deref().unwrap_or_default();
-    found.count(parents.len(), 0..=32, "spec.parentRefs");
-    for (index, parent) in parents.iter().enumerate() {
-        let path = format!("spec.parentRefs[{index}]");
-        found.not_empty(&parent.name, format!("{path}.name"));
-        if let Some(port) = parent.port {
-            found.port(port, format!("{path}.port"));
-        }
-        found.check(
-            parents[..index].iter().all(|other| distinct(other, parent)),
-            path,
-            "means the same Gateway as another: tell them apart by sectionName or port in both",
-        );
-    }
-    // `v1` has one rule, older versions up to 16; that several mean nothing is a condition.
-    found.count(route.spec.rules.len(), 1..=16, "spec.rules");
-    for (rule, spec) in route.spec.rules.iter().enumerate() {
-        let path = format!("spec.rules[{rule}].backendRefs");
-        found.count(spec.backend_refs.len(), 1..=16, &path);
-        for (index, backend) in spec.backend_refs.iter().enumerate() {
-            backend_ref(found, backend, &format!("{path}[{index}]"));
-        }
-    }
-}
-
-/// Whether two parentRefs can both stand (Gateway API, `parentRefs`).
-fn distinct(one: &TcpRouteParentRefs, other: &TcpRouteParentRefs) -> bool {
-    let object = |parent: &TcpRouteParentRefs| {
-        (
-            parent.group.clone(),
-            parent.kind.clone(),
-            parent.namespace.clone(),
-            parent.name.clone(),
-        )
-    };
-    let section = |parent: &TcpRouteParentRefs| {
-        let section = parent.section_name.clone();
-        (section.filter(|section| !section.is_empty()), parent.port)
-    };
-    let ((name, port), (other_name, other_port)) = (section(one), section(other));
-    object(one) != object(other)
-        || (name.is_some() == other_name.is_some()
-            && port.is_some() == other_port.is_some()
-            && (name, port) != (other_name, other_port))
-}
-
-fn backend_ref(found: &mut Violations, backend: &TcpRouteRulesBackendRefs, path: &str) {
-    found.not_empty(&backend.name, format!("{path}.name"));
-    if let Some(port) = backend.port {
-        found.port(port, format!("{path}.port"));
-    }
-    let weight = backend.weight.unwrap_or(1);
-    found.check(
-        (0..=1_000_000).contains(&weight),
-        format!("{path}.weight"),
-        format!("{weight} is no weight: use 0 to 1000000"),
-    );
+fn route(found: &mut Violations, kind: Kind, of: &ObjectMeta, spec: &impl Serialize) {
+    metadata(found, of);
+    // Text, numbers and lists of them always serialize.
+    let spec = serde_json::to_value(spec).unwrap_or_default();
+    routes::route(found, kind, &spec);
 }
 
 fn reference_grant(found: &mut Violations, grant: &ReferenceGrant) {

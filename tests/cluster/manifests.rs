@@ -289,6 +289,7 @@ async fn nobody_holds_more_than_the_work_takes() {
         &["patch", "secrets", there],
         &["patch", "services", there],
         &["patch", "tcproutes.gateway.networking.k8s.io", there],
+        &["patch", "httproutes.gateway.networking.k8s.io", there],
         &["delete", "gateways.gateway.networking.k8s.io", there],
         &["create", "roles.rbac.authorization.k8s.io", there],
         &["patch", "clusterroles.rbac.authorization.k8s.io"],

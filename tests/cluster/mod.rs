@@ -16,6 +16,7 @@ pub mod network;
 mod readme;
 mod removal;
 mod rights;
+mod routes;
 mod scene;
 mod smoke;
 mod state;

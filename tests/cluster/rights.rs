@@ -330,7 +330,7 @@ async fn rights_of_the_controller(scene: &Scene) {
         &["create", "clusterrolebindings"],
         &["create", "serviceaccounts", "--subresource=token", system],
         &["list", "nodes"],
-        &["list", "configmaps", "--namespace=mine"],
+        &["patch", "configmaps", "--namespace=mine"],
         &["patch", "validatingadmissionpolicies"],
         &["impersonate", "users"],
     ] {

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_secs(4);
 /// lease is none of them: it is renewed by design.
 async fn versions(scene: &Scene) -> BTreeMap<String, String> {
     let ours = "statefulsets,pods,services,serviceaccounts,roles,rolebindings,secrets,configmaps,poddisruptionbudgets,deployments";
-    let users = "gatewayclasses,gateways,tcproutes,tailscaletailnets,events";
+    let users = "gatewayclasses,gateways,tcproutes,httproutes,grpcroutes,tlsroutes,udproutes,tailscaletailnets,events";
     let mut versions = BTreeMap::new();
     for list in [
         ["get", ours, "--namespace", SYSTEM, "--output=json"],

@@ -1,6 +1,6 @@
 //! One change at a time gives what all at once gives.
 
-use super::created;
+use super::{created, route_of};
 use proptest::{
     prelude::*,
     sample::{Index as At, select},
@@ -14,7 +14,7 @@ use std::{
 };
 use tailway::{
     api::{CONTROLLER, Object},
-    index::{Index, Key, Outcome, Verdict},
+    index::{Index, Key, Kind, Outcome, Verdict},
     model::{
         CertificateReport, Issuance, NodeReport, ObjectName, Programmed, Table, TailnetReport,
         TailnetState, Unready,
@@ -144,7 +144,11 @@ fn tailnet() -> impl Strategy<Value = Object> {
 }
 
 fn listener() -> impl Strategy<Value = Value> {
-    let protocol = seldom(vec!["HTTP", "UDP"], vec!["TCP", "TLS", "TLS"]);
+    let protocol = seldom(
+        vec!["UDP", "example.com/other"],
+        vec!["TCP", "TCP", "TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
+    );
+    let mode = seldom(vec!["Passthrough"], vec!["Terminate"]);
     let hostname = select(vec![
         "",
         "a.example.com",
@@ -160,24 +164,99 @@ fn listener() -> impl Strategy<Value = Value> {
             {"key": "team", "operator": "NotIn", "values": ["one"]},
         ]}}),
     ]);
-    let kind = seldom(vec!["HTTPRoute"], vec!["TCPRoute"]);
+    let kinds = seldom(vec![json!([{"kind": "HTTPRoute"}])], vec![json!([])]);
     let secret = prop::option::of((name(), namespace()));
-    (1..4, protocol, hostname, from, kind, secret).prop_map(
-        |(port, protocol, hostname, from, kind, secret)| {
+    (1..4, protocol, hostname, from, kinds, (secret, mode)).prop_map(
+        |(port, protocol, hostname, from, kinds, (secret, mode))| {
             let mut listener = json!({
                 "port": port,
                 "protocol": protocol,
-                "allowedRoutes": {"namespaces": from, "kinds": [{"kind": kind}]},
+                "allowedRoutes": {"namespaces": from, "kinds": kinds},
             });
-            if protocol == "TLS" {
+            if protocol.starts_with("HTTP") {
+                listener["hostname"] = json!(hostname);
+            }
+            if protocol == "TLS" || protocol == "HTTPS" {
                 let secret = secret.into_iter();
                 let secrets = secret
                     .map(|(name, namespace)| json!({"name": name, "namespace": namespace}))
                     .collect::<Vec<_>>();
                 listener["hostname"] = json!(hostname);
-                listener["tls"] = json!({"certificateRefs": secrets});
+                listener["tls"] = json!({"mode": mode, "certificateRefs": secrets});
             }
             listener
+        },
+    )
+}
+
+/// Adds an annotation of ours, unless it is empty.
+fn annotate(metadata: &mut Value, name: &str, value: &str) {
+    if !value.is_empty() {
+        let name = format!("tailway.michaelbeaumont.github.io/{name}");
+        metadata["annotations"] = json!({name: value});
+    }
+}
+
+/// `spec.tls` of a Gateway.
+fn gateway_tls() -> impl Strategy<Value = Value> {
+    let kind = seldom(vec!["Service"], vec!["ConfigMap"]);
+    let mode = seldom(vec!["AllowInsecureFallback"], vec!["AllowValidOnly"]);
+    let authority = (kind, name(), namespace(), mode);
+    let certificate = (name(), namespace());
+    let port = prop::option::of(1..4);
+    (
+        prop::option::weighted(0.4, (authority, port)),
+        prop::option::weighted(0.4, certificate),
+    )
+        .prop_map(|(frontend, backend)| {
+            let mut tls = json!({});
+            if let Some(((kind, name, namespace, mode), port)) = frontend {
+                let reference =
+                    json!({"group": "", "kind": kind, "name": name, "namespace": namespace});
+                let validation =
+                    json!({"validation": {"caCertificateRefs": [reference], "mode": mode}});
+                tls["frontend"] = match port {
+                    None => json!({"default": validation}),
+                    Some(port) => {
+                        json!({"default": {}, "perPort": [{"port": port, "tls": validation}]})
+                    }
+                };
+            }
+            if let Some((name, namespace)) = backend {
+                tls["backend"] =
+                    json!({"clientCertificateRef": {"name": name, "namespace": namespace}});
+            }
+            tls
+        })
+}
+
+/// `spec.allowedListeners` of a Gateway.
+fn allowed_listeners() -> impl Strategy<Value = Value> {
+    select(vec![
+        Value::Null,
+        json!({"namespaces": {"from": "All"}}),
+        json!({"namespaces": {"from": "All"}}),
+        json!({"namespaces": {"from": "Same"}}),
+        json!({"namespaces": {"from": "Selector", "selector": {"matchLabels": {"team": "one"}}}}),
+    ])
+}
+
+fn listener_set() -> impl Strategy<Value = Object> {
+    let kind = seldom(vec!["Service"], vec!["Gateway"]);
+    let parent = (name(), namespace(), kind);
+    let listeners = prop::collection::vec(listener(), 1..3);
+    (metadata(), parent, listeners).prop_map(
+        |(metadata, (name, namespace, kind), mut listeners)| {
+            for (index, listener) in listeners.iter_mut().enumerate() {
+                listener["name"] = json!(format!("l{index}"));
+            }
+            Object::ListenerSet(object(json!({
+                "metadata": metadata,
+                "spec": {
+                    "parentRef": {"name": name, "namespace": namespace, "kind": kind},
+                    "listeners": listeners,
+                },
+            })))
         },
     )
 }
@@ -186,8 +265,11 @@ fn gateway() -> impl Strategy<Value = Object> {
     let class = seldom(vec!["missing", "b"], vec!["a"]);
     let hostname = prop::option::of(select(vec!["one", "two", "one.tail.ts.net", "no_label"]));
     let listeners = prop::collection::vec(listener(), 1..4);
-    (metadata(), class, hostname, listeners).prop_map(
-        |(metadata, class, hostname, mut listeners)| {
+    let log = seldom(vec!["all", "1/0"], vec![""]);
+    let others = (gateway_tls(), allowed_listeners(), log);
+    (metadata(), class, hostname, listeners, others).prop_map(
+        |(mut metadata, class, hostname, mut listeners, (tls, allowed, log))| {
+            annotate(&mut metadata, "access-log", log);
             for (index, listener) in listeners.iter_mut().enumerate() {
                 listener["name"] = json!(format!("l{index}"));
             }
@@ -199,6 +281,8 @@ fn gateway() -> impl Strategy<Value = Object> {
                     "gatewayClassName": class,
                     "addresses": addresses,
                     "listeners": listeners,
+                    "tls": tls,
+                    "allowedListeners": allowed,
                 },
             })))
         },
@@ -206,7 +290,13 @@ fn gateway() -> impl Strategy<Value = Object> {
 }
 
 fn route() -> impl Strategy<Value = Object> {
-    let kind = seldom(vec!["Service"], vec!["Gateway"]);
+    let kind = select(vec![
+        "Gateway",
+        "Gateway",
+        "Gateway",
+        "ListenerSet",
+        "Service",
+    ]);
     let section = prop::option::of(select(vec!["l0", "l1"]));
     let parent = (name(), namespace(), kind, section);
     let port = seldom(vec![53], vec![80]);
@@ -214,26 +304,123 @@ fn route() -> impl Strategy<Value = Object> {
     let parents = prop::collection::vec(parent, 0..3);
     let backends = prop::collection::vec(backend, 1..3);
     let rules = seldom(vec![2], vec![1]);
-    (metadata(), parents, backends, rules).prop_map(|(metadata, parents, backends, rules)| {
-        let parents = parents.into_iter();
-        let parents = parents.map(|(name, namespace, kind, section)| {
-            json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
+    let kind = select(vec![
+        Kind::TcpRoute,
+        Kind::TcpRoute,
+        Kind::TcpRoute,
+        Kind::TcpRoute,
+        Kind::UdpRoute,
+        Kind::TlsRoute,
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+    ]);
+    let hostnames = select(vec![
+        "a.example.com",
+        "*.example.com",
+        "*.com",
+        "b.example.org",
+    ]);
+    let hostnames = prop::collection::vec(hostnames, 0..3);
+    let own = (kind, hostnames, rule(), seldom(vec!["v2", "v3"], vec![""]));
+    (metadata(), parents, backends, rules, own).prop_map(
+        |(mut metadata, parents, backends, rules, (kind, hostnames, mut rule, proxy))| {
+            annotate(&mut metadata, "proxy-protocol", proxy);
+            let parents = parents.into_iter();
+            let parents = parents.map(|(name, namespace, kind, section)| {
+                json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
+            });
+            let backends = backends.into_iter();
+            let backends = backends.map(|(name, namespace, port, weight)| {
+                json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
+            });
+            let references = json!({"backendRefs": backends.collect::<Vec<_>>()});
+            let mut all = vec![references.clone(); rules];
+            if matches!(kind, Kind::HttpRoute | Kind::GrpcRoute) {
+                rule["backendRefs"] = references["backendRefs"].clone();
+                all.push(rule);
+            }
+            route_of(
+                kind,
+                json!({
+                    "metadata": metadata,
+                    "spec": {
+                        "parentRefs": parents.collect::<Vec<_>>(),
+                        "hostnames": hostnames,
+                        "rules": all,
+                    },
+                }),
+            )
+        },
+    )
+}
+
+/// What rules of HTTP and gRPC can both hold, some of it wrong.
+fn rule() -> impl Strategy<Value = Value> {
+    select(vec![
+        json!({"name": "all"}),
+        json!({"matches": [{"headers": [{"name": "x", "type": "RegularExpression", "value": "("}]}]}),
+        json!({"filters": [
+            {"type": "ExtensionRef", "extensionRef": {"group": "g", "kind": "k", "name": "n"}},
+        ]}),
+        json!({"filters": [{"type": "RequestMirror", "requestMirror": {
+            "backendRef": {"name": "a", "namespace": "y", "port": 80},
+        }}]}),
+    ])
+}
+
+fn policy() -> impl Strategy<Value = Object> {
+    let target = (
+        name(),
+        prop::option::weighted(0.2, select(vec!["web", "other"])),
+    );
+    let authority = prop_oneof![
+        1 => Just(json!({"wellKnownCACertificates": "System"})),
+        1 => Just(json!({"wellKnownCACertificates": "example.com/others"})),
+        6 => (seldom(vec!["Secret"], vec!["ConfigMap"]), name()).prop_map(|(kind, name)| {
+            json!({"caCertificateRefs": [{"group": "", "kind": kind, "name": name}]})
+        }),
+    ];
+    let targets = prop::collection::vec(target, 1..3);
+    (metadata(), targets, authority).prop_map(|(metadata, targets, mut validation)| {
+        let targets = targets.into_iter().map(|(name, section)| {
+            json!({"group": "", "kind": "Service", "name": name, "sectionName": section})
         });
-        let backends = backends.into_iter();
-        let backends = backends.map(|(name, namespace, port, weight)| {
-            json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
-        });
-        let rule = json!({"backendRefs": backends.collect::<Vec<_>>()});
-        Object::TcpRoute(object(json!({
+        validation["hostname"] = json!("app.example.com");
+        Object::BackendTlsPolicy(object(json!({
             "metadata": metadata,
-            "spec": {"parentRefs": parents.collect::<Vec<_>>(), "rules": vec![rule; rules]},
+            "spec": {"targetRefs": targets.collect::<Vec<_>>(), "validation": validation},
+        })))
+    })
+}
+
+fn config_map() -> impl Strategy<Value = Object> {
+    (name(), namespace(), 0..4usize).prop_map(|(name, namespace, at)| {
+        let data = match at {
+            0 | 1 => json!({"ca.crt": CERTIFICATES[at]["tls.crt"]}),
+            2 => json!({"ca.crt": "none"}),
+            _ => json!({"other": "none"}),
+        };
+        Object::ConfigMap(object(json!({
+            "metadata": {"name": name, "namespace": namespace},
+            "data": data,
         })))
     })
 }
 
 fn grant() -> impl Strategy<Value = Object> {
-    let from = select(vec!["TCPRoute", "Gateway"]);
-    let to = (select(vec!["Service", "Secret"]), prop::option::of(name()));
+    let from = select(vec![
+        "TCPRoute",
+        "UDPRoute",
+        "TLSRoute",
+        "HTTPRoute",
+        "GRPCRoute",
+        "Gateway",
+        "ListenerSet",
+    ]);
+    let to = (
+        select(vec!["Service", "Secret", "ConfigMap"]),
+        prop::option::of(name()),
+    );
     (name(), namespace(), from, namespace(), to).prop_map(
         |(name, namespace, from, of, (to, only))| {
             Object::ReferenceGrant(object(json!({
@@ -252,8 +439,10 @@ fn service() -> impl Strategy<Value = Object> {
         vec![
             json!({"type": "ExternalName", "externalName": "db.example.org"}),
             json!({"ports": [{"port": 80, "protocol": "UDP"}]}),
+            json!({"ports": [{"name": "web", "port": 80, "appProtocol": "https"}]}),
+            json!({"ports": [{"name": "web", "port": 80, "appProtocol": "mysql"}]}),
         ],
-        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 53, "protocol": "UDP"}]})],
+        vec![json!({"ports": [{"name": "web", "port": 80}, {"port": 80, "protocol": "UDP"}]})],
     );
     (name(), namespace(), spec).prop_map(|(name, namespace, spec)| {
         Object::Service(object(json!({
@@ -274,7 +463,7 @@ fn slice() -> impl Strategy<Value = Object> {
         Object::EndpointSlice(object(json!({
             "metadata": {"name": name, "namespace": namespace, "labels": labels},
             "addressType": "IPv4",
-            "ports": [{"name": "web", "port": 8080}],
+            "ports": [{"name": "web", "port": 8080}, {"port": 5353, "protocol": "UDP"}],
             "endpoints": endpoints.collect::<Vec<_>>(),
         })))
     })
@@ -310,15 +499,18 @@ fn labelled_namespace() -> impl Strategy<Value = Object> {
 
 fn any_object() -> impl Strategy<Value = Object> {
     prop_oneof![
-        2 => class(),
+        1 => class(),
         1 => tailnet(),
-        6 => gateway(),
-        6 => route(),
+        7 => gateway(),
+        8 => route(),
         2 => grant(),
-        3 => service(),
-        5 => slice(),
+        4 => service(),
+        6 => slice(),
         3 => secret(),
-        1 => labelled_namespace(),
+        2 => labelled_namespace(),
+        4 => listener_set(),
+        6 => policy(),
+        3 => config_map(),
     ]
 }
 
@@ -375,6 +567,49 @@ fn event(verdicts: bool) -> impl Strategy<Value = Event> {
     ]
 }
 
+/// What is there first, so that most of what follows means something.
+fn foundation() -> Vec<Event> {
+    let class = Object::GatewayClass(object(json!({
+        "metadata": {"name": "a", "generation": 1},
+        "spec": {"controllerName": CONTROLLER},
+    })));
+    let mut events = vec![
+        Event::Apply(class),
+        Event::Judge("a".into(), Verdict::Accepted),
+    ];
+    for namespace in ["x", "y"] {
+        for name in ["a", "b", "c"] {
+            let metadata = json!({"name": name, "namespace": namespace, "generation": 1});
+            let backends = json!([{"name": name, "port": 80}]);
+            let parents = json!([{"name": "a", "namespace": "x"}]);
+            let rules = json!([{"backendRefs": backends}]);
+            let service = json!({
+                "metadata": metadata,
+                "spec": {"ports": [{"name": "web", "port": 80}]},
+            });
+            let route = json!({
+                "metadata": metadata,
+                "spec": {"parentRefs": parents, "rules": rules},
+            });
+            events.extend([
+                Event::Apply(Object::Service(object(service))),
+                Event::Apply(Object::TcpRoute(object(route.clone()))),
+                Event::Apply(Object::HttpRoute(object(route))),
+            ]);
+        }
+    }
+    let from = json!({"namespaces": {"from": "All"}});
+    let listeners = [("l0", 1, "TCP"), ("l1", 2, "HTTP")].map(|(name, port, protocol)| {
+        json!({"name": name, "port": port, "protocol": protocol, "allowedRoutes": from})
+    });
+    events.push(Event::Apply(Object::Gateway(object(json!({
+        "metadata": {"name": "a", "namespace": "x", "generation": 1},
+        "spec": {"gatewayClassName": "a", "listeners": listeners, "allowedListeners": from},
+    })))));
+    events.push(Event::Evaluate);
+    events
+}
+
 /// What is equal in both is the very same.
 fn is_shared<T: PartialEq, K: Ord + Clone>(now: &Table<T, K>, before: &Table<T, K>) -> bool {
     let mut both = now
@@ -397,20 +632,39 @@ fn reasons(outcome: &Outcome) -> BTreeSet<&'static str> {
     });
     let routes = statuses.routes.values().flat_map(|route| &route.parents);
     let routes = routes.flat_map(|parent| &parent.conditions);
+    let sets = statuses.listener_sets.values().flat_map(|set| {
+        let listeners = set.listeners.iter();
+        let listeners = listeners.flat_map(|listener| &listener.conditions);
+        set.conditions.iter().chain(listeners)
+    });
+    let policies = statuses.policies.values();
+    let policies = policies.flat_map(|policy| &policy.ancestors);
+    let policies = policies.flat_map(|ancestor| &ancestor.conditions);
     let conditions = classes.chain(gateways).chain(routes);
+    let conditions = conditions.chain(sets).chain(policies);
     conditions.map(|condition| condition.reason).collect()
 }
 
 /// What the changes must have led to for the test to mean something.
-const REASONS: [&str; 16] = [
+const REASONS: [&str; 29] = [
     "Accepted",
     "AddressNotUsable",
     "BackendNotFound",
+    "ConfigurationChanged",
+    "Conflicted",
     "HostnameConflict",
+    "InvalidCACertificateKind",
+    "InvalidCACertificateRef",
     "InvalidCertificateRef",
+    "InvalidClientCertificateRef",
+    "InvalidKind",
     "InvalidParameters",
     "InvalidRouteKinds",
     "ListenersNotValid",
+    "NoMatchingListenerHostname",
+    "NoMatchingParent",
+    "NoValidCACertificate",
+    "NotAllowed",
     "NotAllowedByListeners",
     "OlderRoute",
     "OverlappingHostnames",
@@ -419,6 +673,9 @@ const REASONS: [&str; 16] = [
     "ProtocolConflict",
     "RateLimited",
     "RefNotPermitted",
+    "ResolvedRefs",
+    "UnsupportedProtocol",
+    "UnsupportedValue",
 ];
 
 /// A backend had endpoints.
@@ -426,7 +683,7 @@ const ENDPOINTS: &str = "endpoints";
 
 fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 48,
+        cases: 96,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -436,7 +693,11 @@ fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
         .run(&events, |events| {
             let (mut index, mut told) = (empty.clone(), Told::default());
             let mut before = Outcome::default();
-            for event in events.into_iter().chain([Event::Evaluate]) {
+            let foundation = foundation().into_iter();
+            // Without verdicts there is nobody to judge.
+            let foundation =
+                foundation.filter(|event| verdicts || !matches!(event, Event::Judge(..)));
+            for event in foundation.chain(events).chain([Event::Evaluate]) {
                 if !matches!(event, Event::Evaluate) {
                     told.take(&mut index, event);
                     continue;
@@ -448,6 +709,8 @@ fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
                 prop_assert!(is_shared(&statuses.classes, &old.classes));
                 prop_assert!(is_shared(&statuses.gateways, &old.gateways));
                 prop_assert!(is_shared(&statuses.routes, &old.routes));
+                prop_assert!(is_shared(&statuses.listener_sets, &old.listener_sets));
+                prop_assert!(is_shared(&statuses.policies, &old.policies));
                 prop_assert!(is_shared(&statuses.unclaimed, &old.unclaimed));
                 seen.borrow_mut().extend(reasons(&now));
                 let mut backends = now.snapshots.values().flat_map(|s| s.backends.values());

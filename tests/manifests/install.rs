@@ -180,20 +180,39 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
             ("gateway.networking.k8s.io/gatewayclasses", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways", vec!["patch"]),
             ("gateway.networking.k8s.io/gateways/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/grpcroutes/status", vec!["patch"]),
+            (
+                "gateway.networking.k8s.io/backendtlspolicies/status",
+                vec!["patch"]
+            ),
+            ("gateway.networking.k8s.io/httproutes/status", vec!["patch"]),
+            (
+                "gateway.networking.k8s.io/listenersets/status",
+                vec!["patch"]
+            ),
             ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/tlsroutes/status", vec!["patch"]),
+            ("gateway.networking.k8s.io/udproutes/status", vec!["patch"]),
         ])
     );
     assert_eq!(
         reads(&role),
         BTreeSet::from([
+            "/configmaps",
             "/namespaces",
             "/secrets",
             "/services",
             "discovery.k8s.io/endpointslices",
+            "gateway.networking.k8s.io/backendtlspolicies",
             "gateway.networking.k8s.io/gatewayclasses",
             "gateway.networking.k8s.io/gateways",
+            "gateway.networking.k8s.io/grpcroutes",
+            "gateway.networking.k8s.io/httproutes",
+            "gateway.networking.k8s.io/listenersets",
             "gateway.networking.k8s.io/referencegrants",
             "gateway.networking.k8s.io/tcproutes",
+            "gateway.networking.k8s.io/tlsroutes",
+            "gateway.networking.k8s.io/udproutes",
             "gateway.tailscale.com/tailscaletailnets",
         ])
     );

@@ -3,7 +3,7 @@
 mod backends;
 mod client_certificates;
 mod drain;
-mod http;
+pub mod http;
 mod limits;
 mod live;
 mod metrics;

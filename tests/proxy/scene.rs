@@ -23,7 +23,7 @@ use tailway::{
         Backend, BackendId, Certificate, Certificates, Endpoint, Forward, HostnamePattern,
         HttpOptions, NamedForward, NodeName, NodeSpec, ObjectName, Port, Snapshot,
         TcpListener as TcpConfig, Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes,
-        WeightedBackend,
+        Transport, WeightedBackend,
     },
     net::{
         Admission, BindError, Network,
@@ -152,6 +152,7 @@ pub fn backend_id(name: &str) -> BackendId {
     BackendId {
         service: ObjectName::new("default", name),
         port: 80,
+        transport: Transport::Tcp,
     }
 }
 

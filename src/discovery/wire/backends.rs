@@ -6,7 +6,8 @@ use super::{
 use crate::{
     discovery::proto::{self, backend_tls, endpoint::Host, subject_name},
     model::{
-        Authorities, Backend, BackendId, BackendProtocol, BackendTls, Endpoint, SubjectName, Trust,
+        Authorities, Backend, BackendId, BackendProtocol, BackendTls, Endpoint, SubjectName,
+        Transport, Trust,
     },
 };
 use rustls::pki_types::CertificateDer;
@@ -18,6 +19,7 @@ pub(super) fn backend_id_out(id: &BackendId) -> proto::BackendId {
     proto::BackendId {
         service: Some(name_out(&id.service)),
         port: id.port.into(),
+        udp: id.transport == Transport::Udp,
     }
 }
 
@@ -78,6 +80,10 @@ pub(super) fn backend_id_in(message: &proto::BackendId) -> Result<BackendId, Mal
     Ok(BackendId {
         service: name_in(message.service.as_ref())?,
         port: number_in(message.port)?,
+        transport: match message.udp {
+            true => Transport::Udp,
+            false => Transport::Tcp,
+        },
     })
 }
 

@@ -5,7 +5,7 @@ use crate::discovery::proto::endpoint::Host;
 use crate::model::{
     Authorities, Backend, BackendId, BackendProtocol, BackendTls, Certificates, ClientValidation,
     Endpoint, Forward, HostnamePattern, NamedForward, ProxyProtocol, SubjectName, TcpListener,
-    Termination, TlsMode, TlsRoutes, Trust, UdpListener, WeightedBackend,
+    Termination, TlsMode, TlsRoutes, Transport, Trust, UdpListener, WeightedBackend,
 };
 use proptest::{collection, option, prelude::*, sample};
 use prost::Message;
@@ -45,7 +45,12 @@ fn object_name() -> impl Strategy<Value = ObjectName> {
 }
 
 fn backend_id() -> impl Strategy<Value = BackendId> {
-    (object_name(), any::<u16>()).prop_map(|(service, port)| BackendId { service, port })
+    let transport = proptest::sample::select(vec![Transport::Tcp, Transport::Udp]);
+    (object_name(), any::<u16>(), transport).prop_map(|(service, port, transport)| BackendId {
+        service,
+        port,
+        transport,
+    })
 }
 
 fn endpoint() -> impl Strategy<Value = Endpoint> {
@@ -282,6 +287,7 @@ fn whole() -> Resources {
     let id = BackendId {
         service: ObjectName::new("default", "app"),
         port: 80,
+        transport: Transport::Tcp,
     };
     let listener = TlsListener {
         name: "tls".into(),

@@ -2,10 +2,13 @@
 //!
 //! Hostnames come first, the more specific before the less; then paths: exact ones, regular
 //! expressions, and prefixes, the longest first; then the method, and how many headers and query
-//! parameters are asked for; then the age of the route, and its order. All of that is known
+//! parameters are asked for; then the age of the route, and its order. A GRPCRoute's expressions
+//! are for methods, which come after services, its prefixes (`GRPCRouteRule.matches`). All of that is known
 //! before the first request, so that finding a rule is a few look-ups, however many there are.
 
-use crate::model::{self, AttachedRoute, HostnamePattern, HttpMatch, PathMatch, RouteId};
+use crate::model::{
+    self, AttachedRoute, HostnamePattern, HttpMatch, HttpRouteKind, PathMatch, RouteId,
+};
 use http::{HeaderMap, HeaderName, Method};
 use regex::Regex;
 use std::{borrow::Cow, cmp::Reverse, collections::HashMap};
@@ -25,6 +28,8 @@ struct Paths<R> {
     exact: HashMap<String, Vec<Candidate<R>>>,
     regexes: Vec<(Regex, Vec<Candidate<R>>)>,
     prefixes: HashMap<String, Vec<Candidate<R>>>,
+    /// Of gRPC: before the prefix of all paths, and after all others.
+    methods: Vec<(Regex, Vec<Candidate<R>>)>,
 }
 
 #[derive(Debug)]
@@ -155,6 +160,7 @@ impl<R> Default for Paths<R> {
             exact: HashMap::new(),
             regexes: Vec::new(),
             prefixes: HashMap::new(),
+            methods: Vec::new(),
         }
     }
 }
@@ -167,13 +173,17 @@ impl<R: Clone> Paths<R> {
             PathMatch::Prefix(prefix) => self.prefixes.entry(prefix.clone()).or_default(),
             PathMatch::Regex(text) => {
                 let regex = whole(route, text)?;
-                let mut known = self.regexes.iter();
+                let regexes = match route.kind {
+                    HttpRouteKind::Http => &mut self.regexes,
+                    HttpRouteKind::Grpc => &mut self.methods,
+                };
+                let mut known = regexes.iter();
                 let known = known.position(|(known, _)| known.as_str() == regex.as_str());
                 let index = known.unwrap_or_else(|| {
-                    self.regexes.push((regex, Vec::new()));
-                    self.regexes.len() - 1
+                    regexes.push((regex, Vec::new()));
+                    regexes.len() - 1
                 });
-                &mut self.regexes[index].1
+                &mut regexes[index].1
             }
         };
         candidates.push(candidate);
@@ -181,14 +191,16 @@ impl<R: Clone> Paths<R> {
     }
 
     fn sort(&mut self) {
-        let regexes = self.regexes.iter_mut().map(|(_, candidates)| candidates);
+        let regexes = self.regexes.iter_mut().chain(&mut self.methods);
+        let regexes = regexes.map(|(_, candidates)| candidates);
         let others = self.exact.values_mut().chain(self.prefixes.values_mut());
         for candidates in others.chain(regexes) {
             candidates.sort_by_key(Candidate::precedence);
         }
         // Longer ones tend to say more; the specification leaves their order open.
-        self.regexes
-            .sort_by_key(|(regex, _)| Reverse(regex.as_str().len()));
+        for regexes in [&mut self.regexes, &mut self.methods] {
+            regexes.sort_by_key(|(regex, _)| Reverse(regex.as_str().len()));
+        }
     }
 }
 
@@ -199,19 +211,17 @@ impl<R> Paths<R> {
         if let Some(rule) = exact.and_then(|candidates| first(candidates, asked)) {
             return Some(whole(rule));
         }
-        let mut regexes = self.regexes.iter();
-        let regex = regexes.find_map(|(regex, candidates)| {
-            regex
-                .is_match(asked.path)
-                .then(|| first(candidates, asked))?
-        });
-        if let Some(rule) = regex {
+        if let Some(rule) = fitting(&self.regexes, asked) {
             return Some(whole(rule));
         }
-        if self.prefixes.is_empty() {
+        if self.prefixes.is_empty() && self.methods.is_empty() {
             return None;
         }
         segments(asked.path).find_map(|prefix| {
+            let method = prefix.is_empty().then(|| fitting(&self.methods, asked));
+            if let Some(rule) = method.flatten() {
+                return Some(whole(rule));
+            }
             let rule = first(self.prefixes.get(prefix)?, asked)?;
             Some(Matched {
                 rule,
@@ -219,6 +229,14 @@ impl<R> Paths<R> {
             })
         })
     }
+}
+
+fn fitting<'a, R>(regexes: &'a [(Regex, Vec<Candidate<R>>)], asked: &Asked<'_>) -> Option<&'a R> {
+    regexes.iter().find_map(|(regex, candidates)| {
+        regex
+            .is_match(asked.path)
+            .then(|| first(candidates, asked))?
+    })
 }
 
 /// The prefixes of a path by whole segments, longest first: `/a/b`, `/a`, and the empty one.
@@ -341,4 +359,64 @@ fn whole(route: &RouteId, text: &str) -> Result<Regex, MatchError> {
         text: text.into(),
         error: Box::new(error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{HttpRule, ObjectName};
+
+    /// The rule, by its name, that a call has when there is one for each of these paths.
+    fn called(kind: HttpRouteKind, path: &str) -> Option<String> {
+        let rule = |name: &str, path| HttpRule {
+            name: name.into(),
+            matches: vec![HttpMatch {
+                path,
+                method: None,
+                headers: Vec::new(),
+                query: Vec::new(),
+            }],
+            ..HttpRule::default()
+        };
+        let rules = [
+            rule("all", PathMatch::prefix("/")),
+            rule("method", PathMatch::Regex("/[^/]+/Get".into())),
+            rule("service", PathMatch::prefix("/a.B")),
+            rule("both", PathMatch::Exact("/a.B/Set".into())),
+        ];
+        let attached = AttachedRoute {
+            route: RouteId {
+                kind,
+                name: ObjectName::new("default", "route"),
+            },
+            hostnames: Vec::new(),
+        };
+        let (router, errors) = Router::new(&[attached], |_| {
+            rules.iter().map(|rule| (rule, rule.name.clone())).collect()
+        });
+        assert!(errors.is_empty(), "{errors:?}");
+        let asked = Asked {
+            host: "example.com",
+            path,
+            query: "",
+            method: &Method::POST,
+            headers: &HeaderMap::new(),
+        };
+        router.find(&asked).map(|matched| matched.rule.clone())
+    }
+
+    #[test]
+    fn of_grpc_a_service_says_more_than_a_method_and_both_most() {
+        for (path, expected) in [
+            ("/a.B/Set", "both"),
+            ("/a.B/Get", "service"),
+            ("/a.C/Get", "method"),
+            ("/a.C/Set", "all"),
+        ] {
+            let rule = called(HttpRouteKind::Grpc, path);
+            assert_eq!(rule.as_deref(), Some(expected), "{path}");
+        }
+        let rule = called(HttpRouteKind::Http, "/a.B/Get");
+        assert_eq!(rule.as_deref(), Some("method"));
+    }
 }

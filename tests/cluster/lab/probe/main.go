@@ -1,7 +1,7 @@
 // Command probe is a test's hand in a pod, where there is no shell: it serves,
 // asks and looks, one thing per call.
 //
-//	probe serve ADDRESS     HTTP: answers with its host name, path and query's ?body=
+//	probe serve ADDRESS     HTTP: answers with its host name and path, ?body= or the header ?header=
 //	probe echo ADDRESS      TCP: sends back what it gets, and FIN for FIN
 //	probe get URL           prints the body; fails unless the status is 2xx
 //	probe dial HOST:PORT    connects and leaves
@@ -65,6 +65,10 @@ func serve(ctx context.Context, arguments []string) error {
 			fmt.Fprintf(os.Stdout, "%s %s from %s\n", r.Method, r.URL, r.RemoteAddr)
 			if body := r.URL.Query().Get("body"); body != "" {
 				io.WriteString(w, body)
+				return
+			}
+			if header := r.URL.Query().Get("header"); header != "" {
+				fmt.Fprintf(w, "%s\n", r.Header.Values(header))
 				return
 			}
 			fmt.Fprintf(w, "%s %s\n", name, r.URL.Path)

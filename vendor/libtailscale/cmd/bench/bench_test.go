@@ -177,14 +177,17 @@ func TestOnlyChoosesByServerJobAndPhase(t *testing.T) {
 		}
 		return strings.Join(names, " ")
 	}
+	everyone := "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls go-tls-cached tailscaled-tls tailway-tls " +
+		"go-http tailscaled-http tailway-http tailway-routes"
 	for only, want := range map[string]string{
-		"":                      "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls go-tls-cached tailscaled-tls tailway-tls",
+		"":                      everyone,
 		"tls":                   "bare go-tls go-tls-cached tailscaled-tls tailway-tls",
-		"tailway":               "tailway-l4 tailway-tls",
+		"tailway":               "tailway-l4 tailway-tls tailway-http tailway-routes",
+		"http,go-http,tailway":  "go-http tailway-http tailway-routes",
 		"tailway,L4":            "tailway-l4",
 		"tailway-tls, go-tls":   "go-tls tailway-tls",
 		"go-tls-cached,latency": "go-tls-cached",
-		"memory":                "bare raw go-l4 tailscaled-l4 tailway-l4 go-tls go-tls-cached tailscaled-tls tailway-tls",
+		"memory":                everyone,
 	} {
 		if got := names(only); got != want {
 			t.Errorf("-only %q chooses %q, want %q", only, got, want)

@@ -28,10 +28,12 @@ type order struct {
 	Domain  string // of the tailnet
 	Port    int
 	TLS     bool
-	PID     int // of the server, whose CPU time is read around the load
-	Streams int // connections at a time
+	HTTP    bool // the server speaks HTTP in TLS
+	PID     int  // of the server, whose CPU time is read around the load
+	Streams int  // connections at a time
 	Seconds float64
 	Count   int
+	Rate    float64 // requests a second, of all connections together
 }
 
 // outcome is the line on stdout that answers an order.
@@ -54,6 +56,7 @@ type client struct {
 	roots     *x509.CertPool
 	addresses map[string]netip.Addr
 	held      []net.Conn
+	open      func(context.Context, order) (net.Conn, error) // a plain connection to a server
 }
 
 // rootsVariable holds the root of the tailnet's certificates, in PEM.
@@ -69,6 +72,7 @@ func runClient(r roleFlags) error {
 		return err
 	}
 	c := &client{server: server, local: localClient, roots: x509.NewCertPool(), addresses: map[string]netip.Addr{}}
+	c.open = c.openOnTailnet
 	if !c.roots.AppendCertsFromPEM([]byte(os.Getenv(rootsVariable))) {
 		return fmt.Errorf("%s holds no certificate", rootsVariable)
 	}
@@ -90,14 +94,21 @@ func runClient(r roleFlags) error {
 
 // loads are what a client can be ordered to do.
 var loads = map[string]func(*client, context.Context, order) (outcome, error){
-	"reach":    (*client).reach,
-	"upload":   func(c *client, ctx context.Context, o order) (outcome, error) { return c.transfer(ctx, o, upload) },
-	"download": func(c *client, ctx context.Context, o order) (outcome, error) { return c.transfer(ctx, o, download) },
-	"echo":     (*client).pingPong,
-	"connect":  func(c *client, ctx context.Context, o order) (outcome, error) { return c.churn(ctx, o, false) },
-	"resume":   func(c *client, ctx context.Context, o order) (outcome, error) { return c.churn(ctx, o, true) },
-	"hold":     (*client).hold,
-	"release":  (*client).release,
+	"reach":     (*client).reach,
+	"upload":    func(c *client, ctx context.Context, o order) (outcome, error) { return c.transfer(ctx, o, upload) },
+	"download":  func(c *client, ctx context.Context, o order) (outcome, error) { return c.transfer(ctx, o, download) },
+	"echo":      (*client).pingPong,
+	"connect":   func(c *client, ctx context.Context, o order) (outcome, error) { return c.churn(ctx, o, false) },
+	"resume":    func(c *client, ctx context.Context, o order) (outcome, error) { return c.churn(ctx, o, true) },
+	"hold":      (*client).hold,
+	"requests":  (*client).requests,
+	"requests2": (*client).requests2,
+	"paced":     (*client).paced,
+	"bodies":    (*client).bodies,
+	"sockets":   (*client).sockets,
+	"calls":     (*client).calls,
+	"messages":  (*client).messages,
+	"release":   (*client).release,
 }
 
 // graceSeconds is how much longer than its own time a load may take: a slow
@@ -168,7 +179,7 @@ func (c *client) tryReach(ctx context.Context, o order) error {
 		return err
 	}
 	defer conn.Close()
-	if err := startEcho(conn); err != nil {
+	if err := c.greet(conn, o); err != nil {
 		return err
 	}
 	if peer, err = c.peer(ctx, o); err != nil {
@@ -197,11 +208,24 @@ func (c *client) peer(ctx context.Context, o order) (*ipnstate.PeerStatus, error
 // dial connects, with a TLS handshake when the order says so. The connection's
 // deadline is the context's.
 func (c *client) dial(ctx context.Context, o order, sessions tls.ClientSessionCache) (net.Conn, error) {
-	address, ok := c.addresses[o.Host]
-	if !ok {
-		return nil, fmt.Errorf("%s was not reached before", o.Host)
+	return c.dialWith(ctx, o, &tls.Config{ClientSessionCache: sessions})
+}
+
+// dialProtocol connects with TLS and a protocol that both sides agree on.
+func (c *client) dialProtocol(ctx context.Context, o order, protocol string) (net.Conn, error) {
+	conn, err := c.dialWith(ctx, o, &tls.Config{NextProtos: []string{protocol}})
+	if err != nil {
+		return nil, err
 	}
-	conn, err := c.server.Dial(ctx, "tcp", netip.AddrPortFrom(address, uint16(o.Port)).String())
+	if secured, ok := conn.(*tls.Conn); !ok || secured.ConnectionState().NegotiatedProtocol != protocol {
+		conn.Close()
+		return nil, fmt.Errorf("%s does not speak %s", o.Host, protocol)
+	}
+	return conn, nil
+}
+
+func (c *client) dialWith(ctx context.Context, o order, config *tls.Config) (net.Conn, error) {
+	conn, err := c.open(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -214,16 +238,21 @@ func (c *client) dial(ctx context.Context, o order, sessions tls.ClientSessionCa
 	if !o.TLS {
 		return conn, nil
 	}
-	secured := tls.Client(conn, &tls.Config{
-		ServerName:         o.Host + "." + o.Domain,
-		RootCAs:            c.roots,
-		ClientSessionCache: sessions,
-	})
+	config.ServerName, config.RootCAs = o.Host+"."+o.Domain, c.roots
+	secured := tls.Client(conn, config)
 	if err := secured.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return secured, nil
+}
+
+func (c *client) openOnTailnet(ctx context.Context, o order) (net.Conn, error) {
+	address, ok := c.addresses[o.Host]
+	if !ok {
+		return nil, fmt.Errorf("%s was not reached before", o.Host)
+	}
+	return c.server.Dial(ctx, "tcp", netip.AddrPortFrom(address, uint16(o.Port)).String())
 }
 
 // transfer moves bulk data on some streams at a time.
@@ -258,7 +287,7 @@ func (c *client) hold(ctx context.Context, o order) (outcome, error) {
 			mu.Lock()
 			c.held = append(c.held, conn)
 			mu.Unlock()
-			if err := startEcho(conn); err != nil {
+			if err := c.greet(conn, o); err != nil {
 				return err
 			}
 			if err := conn.SetDeadline(time.Time{}); err != nil {

@@ -19,9 +19,10 @@ import (
 type job string
 
 const (
-	jobL4   job = "L4"  // TCP to a TCP backend
-	jobTLS  job = "TLS" // TLS to a TCP backend
-	jobNone job = ""    // a node that serves nothing: only its memory is of interest
+	jobL4   job = "L4"   // TCP to a TCP backend
+	jobTLS  job = "TLS"  // TLS to a TCP backend
+	jobHTTP job = "HTTP" // HTTPS to an HTTP backend
+	jobNone job = ""     // a node that serves nothing: only its memory is of interest
 )
 
 // contender is a server that is measured.
@@ -29,14 +30,18 @@ type contender struct {
 	name    string
 	subject string // what -only calls it besides its name
 	job     job
+	routes  int // HTTPRoutes beside the one that is asked for
 	launch  func(b *bench, ctx context.Context, c contender, host string) (*child, error)
 }
 
 // Names that figures are compared by.
 const (
-	peerL4  = "go-l4"
-	peerTLS = "go-tls"
-	bare    = "bare"
+	peerL4      = "go-l4"
+	peerTLS     = "go-tls"
+	peerHTTP    = "go-http"
+	serveHTTP   = "tailscaled-http"
+	tailwayHTTP = "tailway-http"
+	bare        = "bare"
 )
 
 // peerOf is the contender that the others of a job are compared with.
@@ -46,6 +51,8 @@ func peerOf(j job) string {
 		return peerL4
 	case jobTLS:
 		return peerTLS
+	case jobHTTP:
+		return peerHTTP
 	}
 	return bare
 }
@@ -60,13 +67,28 @@ var contenders = []contender{
 	{name: "go-tls-cached", subject: "go-tls-cached", job: jobTLS, launch: (*bench).launchPeer},
 	{name: "tailscaled-tls", subject: "tailscaled", job: jobTLS, launch: (*bench).launchTailscaled},
 	{name: "tailway-tls", subject: "tailway", job: jobTLS, launch: (*bench).launchTailway},
+	{name: peerHTTP, subject: peerHTTP, job: jobHTTP, launch: (*bench).launchPeer},
+	{name: serveHTTP, subject: "tailscaled", job: jobHTTP, launch: (*bench).launchTailscaled},
+	{name: tailwayHTTP, subject: "tailway", job: jobHTTP, launch: (*bench).launchTailway},
+	{name: "tailway-routes", subject: "tailway", job: jobHTTP, routes: 999, launch: (*bench).launchTailway},
 }
 
 func (c contender) port() int {
-	if c.job == jobTLS {
+	switch c.job {
+	case jobTLS:
 		return portTLS
+	case jobHTTP:
+		return portHTTP
 	}
 	return portL4
+}
+
+// backendOf is where a contender passes on what it gets.
+func (b *bench) backendOf(c contender) string {
+	if c.job == jobHTTP {
+		return b.web
+	}
+	return b.backend
 }
 
 // startTimeout bounds how long a server may take to join, get a certificate and
@@ -110,7 +132,7 @@ func (b *bench) stop(ctx context.Context, r *running) {
 }
 
 func (b *bench) launchPeer(ctx context.Context, c contender, host string) (*child, error) {
-	one, err := b.children.start(host, b.self, "-role", c.name, "-backend", b.backend, "-host", host,
+	one, err := b.children.start(host, b.self, "-role", c.name, "-backend", b.backendOf(c), "-host", host,
 		"-dir", filepath.Join(b.children.dir, host), "-control-url", b.tailnet.ControlURL, "-auth-key", b.tailnet.AuthKey)
 	if err != nil {
 		return nil, err
@@ -146,6 +168,13 @@ spec:
         mode: Terminate
         options:
           gateway.tailscale.com/certificate: tailnet
+    - name: https
+      port: HTTP_PORT
+      protocol: HTTPS
+      tls:
+        mode: Terminate
+        options:
+          gateway.tailscale.com/certificate: tailnet
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: TCPRoute
@@ -171,16 +200,95 @@ spec:
   externalName: 127.0.0.1
   ports:
     - port: BACKEND_PORT
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: bench
+spec:
+  parentRefs:
+    - name: bench
+      sectionName: https
+  rules:
+    - backendRefs:
+        - name: web
+          port: WEB_PORT
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: calls
+spec:
+  parentRefs:
+    - name: bench
+      sectionName: https
+  rules:
+    - matches:
+        - path:
+            type: PathPrefix
+            value: /bench.Echo
+      backendRefs:
+        - name: calls
+          port: WEB_PORT
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: web
+spec:
+  type: ExternalName
+  externalName: 127.0.0.1
+  ports:
+    - port: WEB_PORT
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: calls
+spec:
+  type: ExternalName
+  externalName: 127.0.0.1
+  ports:
+    - port: WEB_PORT
+      appProtocol: kubernetes.io/h2c
 `
 
-func (b *bench) launchTailway(ctx context.Context, _ contender, host string) (*child, error) {
+// otherRoute is one that no request is for.
+const otherRoute = `---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: other-NUMBER
+spec:
+  parentRefs:
+    - name: bench
+      sectionName: https
+  rules:
+    - matches:
+        - path:
+            type: PathPrefix
+            value: /other/NUMBER
+      backendRefs:
+        - name: web
+          port: WEB_PORT
+`
+
+func (b *bench) launchTailway(ctx context.Context, c contender, host string) (*child, error) {
 	_, backendPort, err := net.SplitHostPort(b.backend)
 	if err != nil {
 		return nil, err
 	}
+	_, webPort, err := net.SplitHostPort(b.web)
+	if err != nil {
+		return nil, err
+	}
 	dir := filepath.Join(b.children.dir, host)
-	objects := strings.NewReplacer("HOST", host, "L4_PORT", strconv.Itoa(portL4),
-		"TLS_PORT", strconv.Itoa(portTLS), "BACKEND_PORT", backendPort).Replace(gatewayYAML)
+	text := gatewayYAML
+	for number := range c.routes {
+		text += strings.ReplaceAll(otherRoute, "NUMBER", strconv.Itoa(number))
+	}
+	objects := strings.NewReplacer("HOST", host, "L4_PORT", strconv.Itoa(portL4), "TLS_PORT", strconv.Itoa(portTLS),
+		"HTTP_PORT", strconv.Itoa(portHTTP), "BACKEND_PORT", backendPort, "WEB_PORT", webPort).Replace(text)
 	file := filepath.Join(dir, "gateway.yaml")
 	if err := os.WriteFile(file, []byte(objects), 0o600); err != nil {
 		return nil, err
@@ -231,20 +339,36 @@ func (b *bench) launchTailscaled(ctx context.Context, c contender, host string) 
 	if err != nil {
 		return one, err
 	}
-	handler := &ipn.TCPPortHandler{TCPForward: b.backend}
-	if c.job == jobTLS {
-		name := host + "." + b.tailnet.Domain
-		handler.TerminateTLS = name
+	name := host + "." + b.tailnet.Domain
+	if c.job != jobL4 {
 		// Issued before the first handshake, so that no handshake waits for it.
 		if _, _, err := client.CertPair(ctx, name); err != nil {
 			return one, one.failure(err)
 		}
 	}
-	serve := &ipn.ServeConfig{TCP: map[uint16]*ipn.TCPPortHandler{uint16(c.port()): handler}}
+	serve := b.serveConfig(c, name)
 	if err := client.SetServeConfig(ctx, serve); err != nil {
 		return one, one.failure(err)
 	}
 	return one, nil
+}
+
+// serveConfig is what "tailscale serve" would set for a job.
+func (b *bench) serveConfig(c contender, name string) *ipn.ServeConfig {
+	port := uint16(c.port())
+	handler := &ipn.TCPPortHandler{TCPForward: b.backend}
+	serve := &ipn.ServeConfig{TCP: map[uint16]*ipn.TCPPortHandler{port: handler}}
+	switch c.job {
+	case jobTLS:
+		handler.TerminateTLS = name
+	case jobHTTP:
+		*handler = ipn.TCPPortHandler{HTTPS: true}
+		root := &ipn.HTTPHandler{Proxy: "http://" + b.web}
+		serve.Web = map[ipn.HostPort]*ipn.WebServerConfig{
+			ipn.HostPort(fmt.Sprintf("%s:%d", name, port)): {Handlers: map[string]*ipn.HTTPHandler{"/": root}},
+		}
+	}
+	return serve
 }
 
 // await asks again and again until the answer is yes, the child ends or the

@@ -121,7 +121,7 @@ func (c *client) useOnce(ctx context.Context, o order, sessions tls.ClientSessio
 		return false, err
 	}
 	defer conn.Close()
-	if err := startEcho(conn); err != nil {
+	if err := c.greet(conn, o); err != nil {
 		return false, err
 	}
 	if secured, ok := conn.(*tls.Conn); ok {

@@ -10,9 +10,10 @@
 //
 // The servers: bare, a tsnet node that serves nothing; raw, tsnet without a
 // backend, which is the ceiling; go-l4 and go-tls, tsnet and io.Copy to a TCP
-// backend; go-tls-cached, the same with the certificate kept in memory;
-// tailscaled in userspace mode with serve; tailway. Each comes in a process
-// that does one job, L4 or TLS.
+// backend; go-tls-cached, the same with the certificate kept in memory; go-http,
+// tsnet and httputil.ReverseProxy to an HTTP backend; tailscaled in userspace
+// mode with serve; tailway, of HTTP also with 1,000 routes. Each comes in a
+// process that does one job, L4, TLS or HTTP.
 package main
 
 import (

@@ -54,7 +54,7 @@ func (b *bench) report() *report {
 				r.Ratios[c.name] = map[string]ratioJSON{}
 			}
 			ratio := ratioJSON{spread: s, To: to}
-			if c.subject == "tailway" {
+			if c.subject == "tailway" && c.routes == 0 {
 				ratio.Target = f.target[c.job]
 			}
 			r.Ratios[c.name][f.key] = ratio
@@ -75,10 +75,10 @@ func (r *report) writeJSON(path string) error {
 func (r *report) write(w io.Writer) error {
 	var text strings.Builder
 	r.targets(&text)
-	for _, j := range []job{jobL4, jobTLS} {
+	for _, j := range []job{jobL4, jobTLS, jobHTTP} {
 		r.ratioTable(&text, j)
 	}
-	for _, j := range []job{jobL4, jobTLS} {
+	for _, j := range []job{jobL4, jobTLS, jobHTTP} {
 		r.rawTable(&text, j)
 	}
 	r.circumstances(&text)
@@ -104,21 +104,32 @@ func (r *report) of(j job) []contender {
 // targets compares tailway with what it is to reach.
 func (r *report) targets(text *strings.Builder) {
 	var rows [][]string
+	add := func(c contender, f figure, to string, s spread, target float64) {
+		if s.Count == 0 || target == 0 {
+			return
+		}
+		sign := "≥"
+		if f.lower {
+			sign = "≤"
+		}
+		rows = append(rows, []string{string(c.job), f.label, to, number(s.Median), number(s.Min),
+			number(s.Max), fmt.Sprintf("%s %.2f", sign, target), verdict(s.Median, target, f.lower)})
+	}
 	for _, c := range contenders {
 		if c.subject != "tailway" {
 			continue
 		}
 		for _, f := range figures {
-			ratio, ok := r.Ratios[c.name][f.key]
-			if !ok || ratio.Target == 0 {
+			if c.routes > 0 {
+				one := spreadOf(r.Results.ratios(c.name, tailwayHTTP, f.key))
+				add(c, f, fmt.Sprintf("one route, with %d", c.routes+1), one, f.routes)
 				continue
 			}
-			sign := "≥"
-			if f.lower {
-				sign = "≤"
+			ratio := r.Ratios[c.name][f.key]
+			add(c, f, ratio.To, ratio.spread, ratio.Target)
+			if c.job == jobHTTP {
+				add(c, f, serveHTTP, spreadOf(r.Results.ratios(c.name, serveHTTP, f.key)), f.serve)
 			}
-			rows = append(rows, []string{string(c.job), f.label, ratio.To, number(ratio.Median), number(ratio.Min),
-				number(ratio.Max), fmt.Sprintf("%s %.2f", sign, ratio.Target), verdict(ratio.Median, ratio.Target, f.lower)})
 		}
 	}
 	if len(rows) == 0 {
@@ -217,7 +228,7 @@ func (r *report) circumstances(text *strings.Builder) {
 	}
 	fmt.Fprintf(text, "CPU is user and system time of the server process alone; a GB is 10⁹ bytes. A ratio divides figures of the same round; "+
 		"on a machine that others use, 15 %% either way is noise.\n")
-	fmt.Fprintf(text, "go-tls takes the node's certificate as tsnet's ListenTLS does, by a question to the LocalAPI for each full handshake; "+
+	fmt.Fprintf(text, "go-tls and go-http take the node's certificate as tsnet's ListenTLS does, by a question to the LocalAPI for each full handshake; "+
 		"go-tls-cached keeps it in memory.\n")
 	if len(r.Notes) > 0 {
 		fmt.Fprintf(text, "\nNotes:\n%s", list(r.Notes))

@@ -20,14 +20,15 @@ import (
 
 // Ports of the measured listeners on the tailnet.
 const (
-	portL4  = 4000
-	portTLS = 443
+	portL4   = 4000
+	portTLS  = 443
+	portHTTP = 8443
 )
 
 // roleFlags are given to this program when it starts itself as a child.
 type roleFlags struct {
 	role       string
-	backend    string // host:port that a peer proxies to
+	backend    string // host:port that a peer proxies to, of its job
 	dir        string // state of the node
 	host       string
 	controlURL string
@@ -51,21 +52,25 @@ func runRole(r roleFlags) error {
 		return runBackend()
 	case "client":
 		return runClient(r)
-	case "bare", "raw", "go-l4", "go-tls", "go-tls-cached":
+	case "bare", "raw", "go-l4", "go-tls", "go-tls-cached", "go-http":
 		return runPeer(r)
 	}
 	return fmt.Errorf("unknown role %q", r.role)
 }
 
-// runBackend serves uploads, downloads and echoes on a port of its own and
-// prints the address.
+// runBackend serves uploads, downloads and echoes on a port of its own, HTTP on
+// another, and prints both addresses.
 func runBackend() error {
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
 	go acceptAll(listener, func(conn net.Conn) { serveBackend(conn) })
-	fmt.Println(listener.Addr())
+	web, err := serveHTTPBackend()
+	if err != nil {
+		return err
+	}
+	fmt.Println(listener.Addr(), web)
 	return untilStdinEnds()
 }
 
@@ -93,6 +98,8 @@ func runPeer(r roleFlags) error {
 			}
 			proxy(secured, r.backend)
 		})
+	case "go-http":
+		err = serveReverseProxy(server, status, r.backend)
 	}
 	if err != nil {
 		return err

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -17,6 +19,7 @@ type bench struct {
 	children   *children
 	tailnet    *tailnet
 	backend    string // host:port
+	web        string // host:port of the HTTP backend
 	contenders []contender
 	phases     map[phase]bool
 	nodes      int // started so far; part of their names
@@ -51,8 +54,15 @@ func (b *bench) begin(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	b.backend, err = backend.line(ctx)
-	return err
+	line, err := backend.line(ctx)
+	if err != nil {
+		return err
+	}
+	var two bool
+	if b.backend, b.web, two = strings.Cut(line, " "); !two {
+		return fmt.Errorf("the backend printed no two addresses but %q", line)
+	}
+	return nil
 }
 
 // round takes every figure of every contender once. Only an interruption is an
@@ -63,12 +73,12 @@ func (b *bench) round(ctx context.Context, round int) error {
 			b.measureAlone(ctx, round, c, phaseMemory, b.memory)
 		}
 	}
-	if b.phases[phaseThroughput] || b.phases[phaseLatency] || b.phases[phaseConnections] {
+	if b.phases[phaseThroughput] || b.phases[phaseLatency] || b.phases[phaseConnections] || b.phases[phaseRequests] {
 		b.measureTogether(ctx, round)
 	}
 	if b.phases[phaseStreams] {
 		for _, c := range turn(b.contenders, round) {
-			if c.job != jobNone {
+			if c.job == jobL4 || c.job == jobTLS {
 				b.measureAlone(ctx, round, c, phaseStreams, b.streams)
 			}
 		}
@@ -243,6 +253,9 @@ func (b *bench) measureTogether(ctx context.Context, round int) {
 			if ctx.Err() != nil {
 				return
 			}
+			if !slices.Contains(m.jobs, r.job) {
+				continue
+			}
 			if err := m.take(ctx, round, r); err != nil {
 				b.fail(ctx, round, r.contender, m.name, err)
 			}
@@ -255,6 +268,10 @@ func (b *bench) warm(ctx context.Context, r *running) error {
 	if err := b.reach(ctx, r); err != nil {
 		return err
 	}
+	if r.job == jobHTTP {
+		_, err := b.load(ctx, r, order{Load: "requests", Streams: 8, Seconds: math.Min(1, b.options.seconds)})
+		return err
+	}
 	for _, load := range []string{"upload", "download"} {
 		if _, err := b.load(ctx, r, order{Load: load, Streams: 1, Seconds: math.Min(0.5, b.options.seconds)}); err != nil {
 			return err
@@ -265,37 +282,40 @@ func (b *bench) warm(ctx context.Context, r *running) error {
 
 type measurement struct {
 	name string
+	jobs []job // that it is for
 	take func(context.Context, int, *running) error
 }
 
 func (b *bench) measurements() []measurement {
 	var all []measurement
-	add := func(p phase, name string, take func(context.Context, int, *running) error) {
+	add := func(p phase, name string, take func(context.Context, int, *running) error, jobs ...job) {
 		if b.phases[p] {
-			all = append(all, measurement{name: name, take: take})
+			all = append(all, measurement{name: name, jobs: jobs, take: take})
 		}
 	}
 	add(phaseThroughput, "upload", func(ctx context.Context, round int, r *running) error {
 		return b.transfer(ctx, round, r, "upload", 1, upKeys)
-	})
+	}, jobL4, jobTLS)
 	add(phaseThroughput, "download", func(ctx context.Context, round int, r *running) error {
 		return b.transfer(ctx, round, r, "download", 1, downKeys)
-	})
+	}, jobL4, jobTLS)
 	add(phaseLatency, "echo on 1 connection", func(ctx context.Context, round int, r *running) error {
 		return b.echo(ctx, round, r, 1, echoP50, echoP99, "")
-	})
+	}, jobL4, jobTLS)
 	add(phaseLatency, "echo on 32 connections", func(ctx context.Context, round int, r *running) error {
 		return b.echo(ctx, round, r, 32, echo32P50, echo32P99, echo32CPU)
-	})
+	}, jobL4, jobTLS)
 	add(phaseConnections, "connect", func(ctx context.Context, round int, r *running) error {
 		return b.connections(ctx, round, r, "connect", connectRate, connectPerCPU)
-	})
+	}, jobL4, jobTLS, jobHTTP)
 	add(phaseConnections, "resume", func(ctx context.Context, round int, r *running) error {
-		if r.job != jobTLS {
-			return nil
-		}
 		return b.connections(ctx, round, r, "resume", resumeRate, resumePerCPU)
-	})
+	}, jobTLS, jobHTTP)
+	for _, e := range exchanges {
+		add(e.phase, e.load.Load, func(ctx context.Context, round int, r *running) error {
+			return b.exchange(ctx, round, r, e)
+		}, jobHTTP)
+	}
 	return all
 }
 
@@ -309,6 +329,32 @@ func (b *bench) echo(ctx context.Context, round int, r *running, count int, p50,
 	b.results.set(r.name, round, p99, o.P99)
 	if cpu != "" && o.Count > 0 {
 		b.results.set(r.name, round, cpu, o.ServerCPU*10_000/float64(o.Count))
+	}
+	return nil
+}
+
+// exchange puts a load of HTTP on a server and keeps its figures.
+func (b *bench) exchange(ctx context.Context, round int, r *running, e exchange) error {
+	b.progress(round, r, e.load.Load)
+	ordered := e.load
+	ordered.Seconds = b.options.seconds
+	o, err := b.load(ctx, r, ordered)
+	if err != nil {
+		return err
+	}
+	set := func(key string, value float64) {
+		if key != "" {
+			b.results.set(r.name, round, key, value)
+		}
+	}
+	set(e.keys.p50, o.P50)
+	set(e.keys.p99, o.P99)
+	if o.Count > 0 {
+		set(e.keys.rate, float64(o.Count)/o.Elapsed)
+		set(e.keys.cpu, o.ServerCPU*10_000/float64(o.Count))
+	}
+	if o.Bytes > 0 {
+		set(e.keys.cpuPerGB, o.ServerCPU/(float64(o.Bytes)/1e9))
 	}
 	return nil
 }
@@ -362,7 +408,8 @@ func (b *bench) ask(ctx context.Context, r *running, o order) (outcome, error) {
 			return outcome{}, err
 		}
 	}
-	o.Host, o.Domain, o.Port, o.TLS, o.PID = r.host, b.tailnet.Domain, r.port(), r.job == jobTLS, r.child.pid()
+	o.Host, o.Domain, o.Port, o.PID = r.host, b.tailnet.Domain, r.port(), r.child.pid()
+	o.TLS, o.HTTP = r.job != jobL4, r.job == jobHTTP
 	line, err := json.Marshal(o)
 	if err != nil {
 		return outcome{}, err

@@ -16,7 +16,7 @@ func words() string {
 			}
 		}
 	}
-	all = append(all, "l4", "tls")
+	all = append(all, "l4", "tls", "http")
 	for _, p := range phases {
 		all = append(all, string(p))
 	}
@@ -32,7 +32,7 @@ func choose(only string) ([]contender, map[phase]bool, error) {
 		word = strings.ToLower(strings.TrimSpace(word))
 		switch {
 		case word == "":
-		case word == "l4" || word == "tls":
+		case word == "l4" || word == "tls" || word == "http":
 			jobs = append(jobs, word)
 		case slices.Contains(phases, phase(word)):
 			chosenPhases[phase(word)] = true
