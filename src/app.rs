@@ -64,6 +64,10 @@ impl From<&LimitArguments> for Limits {
             idle_timeout: arguments.idle_timeout,
             connections: arguments.max_connections,
             connections_per_peer: arguments.max_connections_per_peer,
+            udp_idle_timeout: arguments.udp_idle_timeout,
+            udp_flows: arguments.max_udp_flows,
+            udp_flows_per_peer: arguments.max_udp_flows_per_peer,
+            ..Self::default()
         }
     }
 }

@@ -2,8 +2,12 @@
 
 mod controller;
 mod discovery;
+mod http;
+mod udp;
 
 pub use discovery::PodMeter;
+pub use http::{Ended, HttpLabels, HttpMeter, OpenRequest, WeakHttpMeter};
+pub use udp::{FlowMeter, UdpMetrics};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text::encode},
@@ -87,8 +91,10 @@ struct Inner {
     certificate_expiry: Family<NameLabels, Gauge<f64, AtomicU64>>,
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
+    udp: udp::Families,
     discovery: discovery::Families,
     controller: controller::Families,
+    http: http::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -151,8 +157,10 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             node_running: Family::default(),
             node_peers: Family::default(),
+            udp: udp::Families::default(),
             discovery: discovery::Families::new(),
             controller: controller::Families::new(),
+            http: http::Families::new(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -221,8 +229,10 @@ impl Default for Metrics {
             "Peers with recent traffic, by how they are reached",
             inner.node_peers.clone(),
         );
+        inner.udp.register(&mut registry);
         inner.discovery.register(&mut registry);
         inner.controller.register(&mut registry);
+        inner.http.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

@@ -27,9 +27,9 @@ impl<'a> Spoken<'a> {
     /// BackendTLSPolicy says how to trust the backend. Routes of bytes need not know what they are.
     pub(super) fn problem(self, route: Kind, tls: bool) -> Option<String> {
         let name = self.0?;
-        let is_grpc = match route.as_str() {
-            "HTTPRoute" => false,
-            "GRPCRoute" => true,
+        let is_grpc = match route {
+            Kind::HttpRoute => false,
+            Kind::GrpcRoute => true,
             _ => return None,
         };
         match name {

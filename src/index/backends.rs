@@ -131,21 +131,25 @@ impl Objects {
         let endpoints = object
             .endpoints(&service, port, transport, self.slices(&service))
             .map_err(not_found)?;
+        let id = BackendId {
+            service,
+            port,
+            transport,
+        };
+        if transport == Transport::Udp {
+            return Ok((id, Backend::new(endpoints)));
+        }
+        let (service, port) = (&id.service, id.port);
         let spoken = Spoken::of(object.app_protocol(port));
         let backend = Backend {
             protocol: spoken.protocol(),
-            tls: self.backend_tls(&service, object.port_name(port)),
+            tls: self.backend_tls(service, object.port_name(port)),
             endpoints,
         };
         if let Some(problem) = spoken.problem(route.kind, backend.tls.is_some()) {
             let message = format!("port {port} of Service {service} {problem}");
             return Err(Finding::new(c::UNSUPPORTED_PROTOCOL, message));
         }
-        let id = BackendId {
-            service,
-            port,
-            transport,
-        };
         Ok((id, backend))
     }
 }

@@ -1,7 +1,9 @@
 //! Which endpoint a connection or request goes to.
 
-use super::http::Pool;
-use crate::model::{Backend, BackendId, BackendProtocol, Endpoint, Forward, Snapshot};
+use super::{backend_tls::Link, http::Pool};
+use crate::model::{
+    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, Snapshot,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -24,6 +26,8 @@ pub(super) struct Backends {
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) name: String,
+    /// How its backends are told of clients.
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
     backends: Vec<Option<Arc<Balancer>>>,
     weights: Weights,
 }
@@ -40,14 +44,16 @@ pub(super) struct Weights {
 pub(super) struct Balancer {
     pub(super) name: String,
     pub(super) protocol: BackendProtocol,
+    pub(super) link: Link,
     endpoints: Vec<Arc<Tracked>>,
 }
 
 /// An endpoint and how many connections or requests it has. Survives snapshots that still name
-/// it.
+/// it and reach it in the same way.
 #[derive(Debug)]
 pub(super) struct Tracked {
     endpoint: Endpoint,
+    link: Link,
     pool: Pool,
     open: AtomicUsize,
     /// When connecting failed last, in milliseconds of [`clock`]; 0 when it did not.
@@ -59,7 +65,7 @@ pub(super) struct Tracked {
 const SET_ASIDE: Duration = Duration::from_secs(5);
 
 /// Milliseconds since the first question, from 1.
-fn clock() -> u64 {
+pub(super) fn clock() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let millis = START.get_or_init(Instant::now).elapsed().as_millis();
     u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
@@ -78,6 +84,10 @@ pub(super) enum Unreachable {
     Name,
     Timeout,
     Refused,
+    /// Its certificate is not believed, or not the one that was asked for.
+    Distrusted,
+    /// No TLS could be agreed on.
+    Tls,
     Other,
 }
 
@@ -105,6 +115,7 @@ impl Backends {
         let backends = forward.backends.iter();
         Route {
             name: forward.route.to_string(),
+            proxy_protocol: forward.proxy_protocol,
             weights: Weights::new(backends.clone().map(|weighted| weighted.weight)),
             backends: backends
                 .map(|weighted| self.find(weighted.backend.as_ref()?))
@@ -117,6 +128,18 @@ impl Route {
     /// Draws a backend by weight; `None` when the draw falls on an invalid one, or on none.
     pub(super) fn draw(&self) -> Option<&Arc<Balancer>> {
         self.backends.get(self.weights.draw()?)?.as_ref()
+    }
+
+    /// Whether a draw may fall on this endpoint.
+    pub(super) fn reaches(&self, endpoint: &Arc<Tracked>) -> bool {
+        let mut drawn = self.backends.iter().zip(self.weights.each());
+        drawn.any(|(backend, weight)| {
+            weight > 0
+                && backend.as_ref().is_some_and(|balancer| {
+                    let mut endpoints = balancer.endpoints.iter();
+                    endpoints.any(|known| Arc::ptr_eq(known, endpoint))
+                })
+        })
     }
 }
 
@@ -132,6 +155,14 @@ impl Weights {
         }
     }
 
+    fn each(&self) -> impl Iterator<Item = u64> {
+        let before = std::iter::once(&0).chain(&self.upto);
+        self.upto
+            .iter()
+            .zip(before)
+            .map(|(upto, before)| upto - before)
+    }
+
     /// Draws one of them; `None` when all weigh nothing.
     pub(super) fn draw(&self) -> Option<usize> {
         let total = *self.upto.last().filter(|total| **total > 0)?;
@@ -142,9 +173,17 @@ impl Weights {
 
 impl Balancer {
     fn of(id: &BackendId, backend: &Backend, before: Option<&Arc<Self>>) -> Self {
+        let name = id.to_string();
+        let link = Link::new(
+            &name,
+            backend.tls.as_ref(),
+            before.map(|before| &before.link),
+        );
+        // A connection made under another policy is never used again.
         let known: HashMap<&Endpoint, &Arc<Tracked>> = before
             .iter()
             .flat_map(|balancer| &balancer.endpoints)
+            .filter(|tracked| tracked.link.is_same(&link))
             .map(|tracked| (&tracked.endpoint, tracked))
             .collect();
         let endpoints = backend
@@ -154,6 +193,7 @@ impl Balancer {
                 Some(tracked) => Arc::clone(tracked),
                 None => Arc::new(Tracked {
                     endpoint: endpoint.clone(),
+                    link: link.clone(),
                     pool: Pool::default(),
                     open: AtomicUsize::new(0),
                     failed: AtomicU64::new(0),
@@ -161,8 +201,9 @@ impl Balancer {
             })
             .collect();
         Self {
-            name: id.to_string(),
+            name,
             protocol: backend.protocol,
+            link,
             endpoints,
         }
     }
@@ -286,6 +327,15 @@ impl Connected {
         &self.tracked
     }
 
+    pub(super) fn link(&self) -> &Link {
+        &self.tracked.link
+    }
+
+    /// Has others drawn for a while, as this one was of no use.
+    pub(super) fn set_aside(&self) {
+        self.tracked.failed.store(clock(), Ordering::Relaxed);
+    }
+
     /// The connections to it that are kept for requests.
     pub(super) fn pool(&self) -> &Pool {
         &self.tracked.pool
@@ -323,6 +373,8 @@ impl Unreachable {
             Self::Name => "name_not_resolved",
             Self::Timeout => "connect_timeout",
             Self::Refused => "connection_refused",
+            Self::Distrusted => "certificate_not_believed",
+            Self::Tls => "tls_error",
             Self::Other => "connect_error",
         }
     }

@@ -75,6 +75,15 @@ pub fn with_statuses(mut objects: Vec<Object>, statuses: &[(&str, Value)]) -> Ve
                 Object::TcpRoute(route) if *kind == "TCPRoute" => {
                     route.status = serde_json::from_value(status).unwrap();
                 }
+                Object::HttpRoute(route) if *kind == "HTTPRoute" => {
+                    route.status = serde_json::from_value(status).unwrap();
+                }
+                Object::ListenerSet(set) if *kind == "ListenerSet" => {
+                    set.status = serde_json::from_value(status).unwrap();
+                }
+                Object::BackendTlsPolicy(policy) if *kind == "BackendTLSPolicy" => {
+                    policy.status = serde_json::from_value(status).unwrap();
+                }
                 _ => {}
             }
         }

@@ -146,7 +146,7 @@ fn tailnet() -> impl Strategy<Value = Object> {
 fn listener() -> impl Strategy<Value = Value> {
     let protocol = seldom(
         vec!["UDP", "example.com/other"],
-        vec!["TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
+        vec!["TCP", "TCP", "TCP", "TCP", "TLS", "TLS", "HTTP", "HTTPS"],
     );
     let mode = seldom(vec!["Passthrough"], vec!["Terminate"]);
     let hostname = select(vec![
@@ -307,6 +307,8 @@ fn route() -> impl Strategy<Value = Object> {
     let kind = select(vec![
         Kind::TcpRoute,
         Kind::TcpRoute,
+        Kind::TcpRoute,
+        Kind::TcpRoute,
         Kind::UdpRoute,
         Kind::TlsRoute,
         Kind::HttpRoute,
@@ -369,7 +371,7 @@ fn rule() -> impl Strategy<Value = Value> {
 fn policy() -> impl Strategy<Value = Object> {
     let target = (
         name(),
-        prop::option::weighted(0.3, select(vec!["web", "other"])),
+        prop::option::weighted(0.2, select(vec!["web", "other"])),
     );
     let authority = prop_oneof![
         1 => Just(json!({"wellKnownCACertificates": "System"})),
@@ -497,7 +499,7 @@ fn labelled_namespace() -> impl Strategy<Value = Object> {
 
 fn any_object() -> impl Strategy<Value = Object> {
     prop_oneof![
-        2 => class(),
+        1 => class(),
         1 => tailnet(),
         7 => gateway(),
         8 => route(),
@@ -507,7 +509,7 @@ fn any_object() -> impl Strategy<Value = Object> {
         3 => secret(),
         2 => labelled_namespace(),
         4 => listener_set(),
-        4 => policy(),
+        6 => policy(),
         3 => config_map(),
     ]
 }
@@ -563,6 +565,49 @@ fn event(verdicts: bool) -> impl Strategy<Value = Event> {
         u32::from(verdicts) => judge,
         4 => Just(Event::Evaluate),
     ]
+}
+
+/// What is there first, so that most of what follows means something.
+fn foundation() -> Vec<Event> {
+    let class = Object::GatewayClass(object(json!({
+        "metadata": {"name": "a", "generation": 1},
+        "spec": {"controllerName": CONTROLLER},
+    })));
+    let mut events = vec![
+        Event::Apply(class),
+        Event::Judge("a".into(), Verdict::Accepted),
+    ];
+    for namespace in ["x", "y"] {
+        for name in ["a", "b", "c"] {
+            let metadata = json!({"name": name, "namespace": namespace, "generation": 1});
+            let backends = json!([{"name": name, "port": 80}]);
+            let parents = json!([{"name": "a", "namespace": "x"}]);
+            let rules = json!([{"backendRefs": backends}]);
+            let service = json!({
+                "metadata": metadata,
+                "spec": {"ports": [{"name": "web", "port": 80}]},
+            });
+            let route = json!({
+                "metadata": metadata,
+                "spec": {"parentRefs": parents, "rules": rules},
+            });
+            events.extend([
+                Event::Apply(Object::Service(object(service))),
+                Event::Apply(Object::TcpRoute(object(route.clone()))),
+                Event::Apply(Object::HttpRoute(object(route))),
+            ]);
+        }
+    }
+    let from = json!({"namespaces": {"from": "All"}});
+    let listeners = [("l0", 1, "TCP"), ("l1", 2, "HTTP")].map(|(name, port, protocol)| {
+        json!({"name": name, "port": port, "protocol": protocol, "allowedRoutes": from})
+    });
+    events.push(Event::Apply(Object::Gateway(object(json!({
+        "metadata": {"name": "a", "namespace": "x", "generation": 1},
+        "spec": {"gatewayClassName": "a", "listeners": listeners, "allowedListeners": from},
+    })))));
+    events.push(Event::Evaluate);
+    events
 }
 
 /// What is equal in both is the very same.
@@ -648,7 +693,11 @@ fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
         .run(&events, |events| {
             let (mut index, mut told) = (empty.clone(), Told::default());
             let mut before = Outcome::default();
-            for event in events.into_iter().chain([Event::Evaluate]) {
+            let foundation = foundation().into_iter();
+            // Without verdicts there is nobody to judge.
+            let foundation =
+                foundation.filter(|event| verdicts || !matches!(event, Event::Judge(..)));
+            for event in foundation.chain(events).chain([Event::Evaluate]) {
                 if !matches!(event, Event::Evaluate) {
                     told.take(&mut index, event);
                     continue;

@@ -3,6 +3,8 @@
 mod api;
 mod certificates;
 mod connections;
+mod headers;
 mod nodes;
 mod run;
+mod streams;
 pub mod world;

@@ -1,145 +1,75 @@
 //! One request and its response.
 
 use super::{
-    Peer, Site,
-    body::{RequestBody, ResponseBody},
+    HttpPort, Peer, Site,
+    account::Account,
+    body::{Patience, RequestBody, ResponseBody},
     filters::{self, Filters, Origin},
     headers::{Caller, strip_hop_by_hop},
-    pool::{Lease, SendError, Sender},
-    request::{Malformed, Upgrade, authority, host_name, outgoing, spoken},
+    refusal::{Refusal, is_grpc},
+    request::{Upgrade, authority, check, host_name, outgoing},
     router::Asked,
-    rule::{Mirror, Rule, Target},
+    rule::{Attached, Target},
+    sending::Sending,
     tunnel,
 };
-use crate::proxy::balance::{Balancer, Tracked, Unreachable, below};
-use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, StatusCode,
-    header::{CONTENT_TYPE, ORIGIN},
-};
-use http_body::Body;
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::ORIGIN};
 use hyper::body::Incoming;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::time::Instant;
-
-/// Why a request was not answered by a backend. The label of a metric.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Refusal {
-    Malformed(Malformed),
-    /// No listener of the port is for this host.
-    NoListener,
-    /// Another listener of the port is for this host (RFC 9110 §15.5.20).
-    Misdirected,
-    NoRoute,
-    BrokenFilter,
-    InvalidBackend,
-    NotReached(Unreachable),
-    /// The backend ended the connection before its response.
-    Failed,
-    TooLate,
-}
-
-/// How often a request is sent because a kept connection had ended.
-const STALE: u32 = 3;
-
-// === impl Refusal ===
-
-impl Refusal {
-    fn status(self) -> StatusCode {
-        match self {
-            Self::Malformed(Malformed::Host) => StatusCode::BAD_REQUEST,
-            Self::Malformed(Malformed::Connect) => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NoListener | Self::NoRoute => StatusCode::NOT_FOUND,
-            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::BrokenFilter | Self::InvalidBackend => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::NotReached(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Failed => StatusCode::BAD_GATEWAY,
-            Self::TooLate => StatusCode::GATEWAY_TIMEOUT,
-        }
-    }
-
-    fn text(self) -> &'static str {
-        match self {
-            Self::Malformed(Malformed::Host) => "the request has no usable host\n",
-            Self::Malformed(Malformed::Connect) => "this is no proxy for CONNECT\n",
-            Self::NoListener | Self::NoRoute => "no route is for this request\n",
-            Self::Misdirected => "this connection is for another host\n",
-            Self::BrokenFilter => "a filter of the route cannot be applied\n",
-            Self::InvalidBackend => "the route has no valid backend\n",
-            Self::NotReached(_) => "the backend could not be reached\n",
-            Self::Failed => "the backend ended the connection\n",
-            Self::TooLate => "the backend did not answer in time\n",
-        }
-    }
-
-    /// As gRPC tells it (gRPC over HTTP/2, "HTTP to gRPC Status Code Mapping"; a route that
-    /// nobody has is a method that nobody implements).
-    fn grpc(self) -> &'static str {
-        match self {
-            Self::Malformed(_) | Self::Misdirected => "13",
-            Self::NoListener | Self::NoRoute => "12",
-            Self::TooLate => "4",
-            Self::BrokenFilter | Self::InvalidBackend | Self::NotReached(_) | Self::Failed => "14",
-        }
-    }
-
-    fn response(self, headers: &HeaderMap) -> Response<ResponseBody> {
-        if !is_grpc(headers) {
-            let mut response = Response::new(ResponseBody::text(self.text()));
-            *response.status_mut() = self.status();
-            let text = HeaderValue::from_static("text/plain; charset=utf-8");
-            response.headers_mut().insert(CONTENT_TYPE, text);
-            return response;
-        }
-        let mut response = Response::new(ResponseBody::default());
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-        headers.insert("grpc-status", HeaderValue::from_static(self.grpc()));
-        let message = HeaderValue::from_static(self.text().trim_ascii_end());
-        headers.insert("grpc-message", message);
-        response
-    }
-}
-
-fn is_grpc(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE);
-    kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-}
 
 /// Answers a request.
 pub(super) async fn answer(peer: &Peer, request: Request<Incoming>) -> Response<ResponseBody> {
-    let asked = Told {
-        grpc: is_grpc(request.headers()),
-        started: Instant::now(),
-    };
-    let headers = match asked.grpc {
-        true => request.headers().clone(),
-        false => HeaderMap::new(),
-    };
-    match route(peer, request).await {
+    let port = peer.port.load();
+    let account = Account::open(peer, &port.options, port.unmatched.upgrade(), &request);
+    let (grpc, is_head) = (is_grpc(request.headers()), request.method() == Method::HEAD);
+    let response = match route(peer, &port, request, &account).await {
         Ok(response) => response,
-        Err(refusal) => {
-            tracing::debug!(
-                gateway = peer.context.gateway,
-                reason = ?refusal,
-                milliseconds = asked.started.elapsed().as_millis() as u64,
-                "request refused"
-            );
-            refusal.response(&headers)
-        }
+        Err(refusal) => refuse(peer, &account, refusal, grpc),
+    };
+    let status = response.status();
+    account.answered(status.as_u16());
+    // The bytes of a tunnel come after its answer.
+    if status == StatusCode::SWITCHING_PROTOCOLS || response.extensions().get::<Tunnel>().is_some()
+    {
+        return response;
     }
+    let is_empty =
+        is_head || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED;
+    response.map(|body| body.told_in(account, is_empty))
 }
 
-/// What has to be known of a request once it is gone.
-struct Told {
-    grpc: bool,
-    started: Instant,
+/// Marks the response of a connection that is another protocol's from here on.
+#[derive(Clone, Copy, Debug)]
+struct Tunnel;
+
+fn refuse(peer: &Peer, account: &Account, refusal: Refusal, grpc: bool) -> Response<ResponseBody> {
+    let reason = refusal.as_str();
+    tracing::debug!(
+        gateway = peer.context.gateway,
+        reason,
+        milliseconds = account.elapsed().as_millis() as u64,
+        "request refused"
+    );
+    if let Some(meter) = account.meter() {
+        meter.refused(reason);
+    }
+    account.ends(reason);
+    refusal.response(grpc)
 }
 
-async fn route(peer: &Peer, request: Request<Incoming>) -> Result<Response<ResponseBody>, Refusal> {
+async fn route(
+    peer: &Peer,
+    port: &HttpPort,
+    request: Request<Incoming>,
+    account: &Arc<Account>,
+) -> Result<Response<ResponseBody>, Refusal> {
+    check(&request).map_err(Refusal::Malformed)?;
     let authority = authority(&request).map_err(Refusal::Malformed)?;
     let host = host_name(&authority);
-    let port = peer.port.load();
-    let site = peer.site(&port, &host)?;
+    account.note(|line| line.host.clone_from(&host));
+    let site = peer.site(port, &host)?;
+    account.note(|line| line.listener.clone_from(&site.listener));
     let asked = Asked {
         host: &host,
         path: request.uri().path(),
@@ -147,53 +77,67 @@ async fn route(peer: &Peer, request: Request<Incoming>) -> Result<Response<Respo
         method: request.method(),
         headers: request.headers(),
     };
-    let matched = site.router.find(&asked).ok_or(Refusal::NoRoute)?;
-    let (rule, prefix) = (Arc::clone(matched.rule), matched.prefix);
-    if rule.filters.broken {
-        return Err(Refusal::BrokenFilter);
-    }
-    if let Some(cors) = &rule.filters.cors
-        && filters::is_preflight(request.method(), request.headers())
-    {
-        return Ok(filters::preflight(cors, request.headers()));
-    }
+    let Some(matched) = site.router.find(&asked) else {
+        account.of(site.unmatched.upgrade());
+        return Err(Refusal::NoRoute);
+    };
+    let rule = &matched.rule.rule;
+    account.note(|line| line.follows(&site.listener, &rule.route, &rule.name));
     let exchange = Exchange {
         peer,
+        account,
         site,
         host: &host,
         authority: authority.as_str(),
-        rule: &rule,
-        prefix,
-        port: port.number,
+        attached: matched.rule,
+        prefix: matched.prefix,
+        port,
     };
-    exchange.run(request).await
+    let result = exchange.run(request).await;
+    // What came to no backend is the rule's own.
+    account.of(matched.rule.meters.own.upgrade());
+    result
 }
 
 /// A request that a rule is for.
 struct Exchange<'a> {
     peer: &'a Peer,
+    account: &'a Arc<Account>,
     site: &'a Site,
     host: &'a str,
     authority: &'a str,
-    rule: &'a Rule,
+    attached: &'a Attached,
     prefix: Option<usize>,
-    port: u16,
+    port: &'a HttpPort,
 }
 
 impl Exchange<'_> {
     async fn run(&self, request: Request<Incoming>) -> Result<Response<ResponseBody>, Refusal> {
-        if let Some(response) = self.redirect(&request, &self.rule.filters)? {
+        let rule = &*self.attached.rule;
+        if rule.filters.broken {
+            return Err(Refusal::BrokenFilter);
+        }
+        if let Some(cors) = &rule.filters.cors
+            && filters::is_preflight(request.method(), request.headers())
+        {
+            return Ok(filters::preflight(cors, request.headers()));
+        }
+        if let Some(response) = self.redirect(&request, &rule.filters)? {
             return Ok(response);
         }
-        let target = self.rule.draw().ok_or(Refusal::InvalidBackend)?;
+        let (index, target) = rule.draw().ok_or(Refusal::InvalidBackend)?;
+        if let Some(backend) = &target.backend {
+            self.account.of(self.attached.meters.backend(index));
+            self.account
+                .note(|line| line.backend.clone_from(&backend.name));
+        }
         if target.filters.broken {
             return Err(Refusal::BrokenFilter);
         }
         if let Some(response) = self.redirect(&request, &target.filters)? {
             return Ok(response);
         }
-        let backend = target.backend.as_ref().ok_or(Refusal::InvalidBackend)?;
-        self.forward(request, target, backend).await
+        self.forward(request, target).await
     }
 
     fn redirect(
@@ -207,12 +151,12 @@ impl Exchange<'_> {
         let origin = Origin {
             scheme: self.peer.scheme,
             host: self.host,
-            port: self.port,
+            port: self.port.number,
             uri: request.uri(),
         };
         let location = filters::location(redirect, &origin, self.prefix);
         let mut response = filters::redirected(redirect, &location).ok_or(Refusal::BrokenFilter)?;
-        self.finish(&mut response, &[filters], request.headers().get(ORIGIN));
+        finish(&mut response, &[filters], request.headers().get(ORIGIN));
         Ok(Some(response))
     }
 
@@ -220,254 +164,106 @@ impl Exchange<'_> {
         &self,
         mut request: Request<Incoming>,
         target: &Target,
-        backend: &Balancer,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        let rule = &*self.attached.rule;
+        let backend = target.backend.as_ref().ok_or(Refusal::InvalidBackend)?;
         let upgrade = Upgrade::of(&request);
         let client = (upgrade != Upgrade::None).then(|| hyper::upgrade::on(&mut request));
         let origin = request.headers().get(ORIGIN).cloned();
-        let deadline = self
-            .rule
-            .timeouts
-            .request
-            .map(|limit| Instant::now() + limit);
+        let is_http2 = request.version() == Version::HTTP_2;
+        let deadline = rule.timeouts.request.map(|limit| Instant::now() + limit);
+        let outgoing = self.outgoing(request, &upgrade, target)?;
+        let sending = Sending {
+            peer: self.peer,
+            account: self.account,
+            listener: &self.site.listener,
+            rule,
+            backend,
+            deadline,
+            is_upgrade: client.is_some(),
+        };
+        let outgoing = sending.mirrored(outgoing, target);
+        let (mut response, lease) = sending.send(outgoing).await?;
+        if let Some(client) = client
+            && response.status() == StatusCode::SWITCHING_PROTOCOLS
+        {
+            let backend = hyper::upgrade::on(&mut response);
+            let joined = tunnel::Ends {
+                client,
+                backend,
+                lease,
+                idle_timeout: self.peer.context.limits.idle_timeout,
+                account: Arc::clone(self.account),
+                cut: Arc::clone(&self.peer.cut),
+            };
+            self.peer.drain.spawn(tunnel::join(joined));
+            let mut response = tunnel::switched(response, &upgrade);
+            response.extensions_mut().insert(Tunnel);
+            return Ok(response);
+        }
+        // A switch that nobody asked for, or an answer that is none.
+        if response.status().is_informational() {
+            return Err(Refusal::Failed);
+        }
+        let (mut parts, body) = response.into_parts();
+        strip_hop_by_hop(&mut parts.headers);
+        // Of HTTP/2 one request is cut, not the connection.
+        let cut = match is_http2 {
+            true => Arc::default(),
+            false => Arc::clone(&self.peer.cut),
+        };
+        let body = ResponseBody::backend(body, lease, deadline, self.patience(), cut);
+        let mut response = Response::from_parts(parts, body);
+        *response.version_mut() = Version::default();
+        let filters = [&target.filters, &rule.filters];
+        finish(&mut response, &filters, origin.as_ref());
+        Ok(response)
+    }
+
+    /// What the backend is asked.
+    fn outgoing(
+        &self,
+        request: Request<Incoming>,
+        upgrade: &Upgrade,
+        target: &Target,
+    ) -> Result<Request<RequestBody>, Refusal> {
         let (parts, body) = request.into_parts();
-        let body = match client {
+        let body = match upgrade {
+            Upgrade::None => RequestBody::new(body, self.account, self.patience()),
             // The body of an upgrade is what follows it.
-            Some(_) => RequestBody::empty(),
-            None => RequestBody::new(body),
+            _ => RequestBody::empty(),
         };
         let caller = Caller {
             address: self.peer.address,
             identity: self.peer.identity.as_deref(),
             scheme: self.peer.scheme,
             authority: self.authority,
+            options: &self.port.options,
         };
-        let all = [&self.rule.filters, &target.filters];
-        let mut outgoing = outgoing(parts, body, self.rule, &all, self.prefix, &caller, &upgrade)
-            .map_err(|_| Refusal::BrokenFilter)?;
-        for mirror in self.rule.mirrors.iter().chain(&target.mirrors) {
-            self.mirror(&mut outgoing, mirror);
-        }
-        let sent = self.send(outgoing, backend, deadline).await?;
-        let (mut response, lease) = sent;
-        if let Some(client) = client {
-            let accepted = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-            if accepted {
-                let backend = hyper::upgrade::on(&mut response);
-                let idle = self.peer.context.limits.idle_timeout;
-                self.peer
-                    .drain
-                    .spawn(tunnel::join(client, backend, lease, idle));
-                return Ok(tunnel::switched(response, &upgrade));
-            }
-        }
-        let (mut parts, body) = response.into_parts();
-        strip_hop_by_hop(&mut parts.headers);
-        let body = ResponseBody::of(body, lease, deadline);
-        let mut response = Response::from_parts(parts, body);
-        *response.version_mut() = http::Version::default();
-        self.finish(
-            &mut response,
-            &[&target.filters, &self.rule.filters],
-            origin.as_ref(),
-        );
-        Ok(response)
+        let filters = [&self.attached.rule.filters, &target.filters];
+        outgoing(parts, body, &filters, self.prefix, &caller, upgrade)
+            .map_err(|_| Refusal::BrokenFilter)
     }
 
-    /// Changes of the response.
-    fn finish(
-        &self,
-        response: &mut Response<ResponseBody>,
-        filters: &[&Filters],
-        origin: Option<&HeaderValue>,
-    ) {
-        let headers = response.headers_mut();
-        for filters in filters {
-            filters
-                .responses
-                .iter()
-                .for_each(|change| change.apply(headers));
-            if let Some(cors) = &filters.cors {
-                filters::allow_origin(cors, origin, headers);
-            }
-        }
-    }
-
-    /// Sends a copy beside the request, which neither waits for it nor learns of it.
-    fn mirror(&self, request: &mut Request<RequestBody>, mirror: &Mirror) {
-        if below(u64::from(mirror.denominator.max(1))) >= u64::from(mirror.numerator) {
-            return;
-        }
-        let mut copy = Request::new(request.body_mut().copy());
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        let (backend, timeout) = (
-            Arc::clone(&mirror.backend),
-            self.peer.context.limits.connect_timeout,
-        );
-        tokio::spawn(async move {
-            let sent = async {
-                let endpoint = backend.choose(None)?;
-                let sender = Sender::to(&endpoint, backend.protocol, timeout, false).await;
-                let copy = spoken(copy, backend.protocol).ok()?;
-                let (response, lease) = sender.ok()?.send(copy, endpoint).await.ok()?;
-                let mut body = ResponseBody::of(response.into_body(), lease, None);
-                while let Some(Ok(_)) = next_frame(&mut body).await {}
-                Some(())
-            };
-            let _ = tokio::time::timeout(MIRROR_TIMEOUT, sent).await;
-        });
-    }
-
-    /// Sends a request until there is a response that counts.
-    async fn send(
-        &self,
-        request: Request<RequestBody>,
-        backend: &Balancer,
-        deadline: Option<Instant>,
-    ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let retry = self.rule.retry.as_ref();
-        let mut attempts = retry.map_or(0, |retry| retry.attempts);
-        let mut request = request;
-        let mut tried = None;
-        loop {
-            // What has a body can be sent only once.
-            let again = request.body().is_end_stream().then(|| copy_of(&request));
-            let sent = self.try_once(request, backend, deadline, &mut tried).await;
-            let wanted = match (&sent, retry) {
-                (Ok((response, _)), Some(retry)) => {
-                    retry.codes.contains(&response.status().as_u16())
-                }
-                (Err(_), Some(_)) => deadline.is_none_or(|deadline| Instant::now() < deadline),
-                (_, None) => false,
-            };
-            match again {
-                Some(again) if wanted && attempts > 0 => request = again,
-                _ => return sent,
-            }
-            attempts -= 1;
-            drop(sent);
-            let pause = retry.map(|retry| retry.backoff).unwrap_or_default();
-            let pause = Instant::now() + pause;
-            tokio::time::sleep_until(deadline.map_or(pause, |deadline| pause.min(deadline))).await;
-        }
-    }
-
-    /// One try, within the time that it has. Connecting is tried twice, at two endpoints.
-    async fn try_once(
-        &self,
-        request: Request<RequestBody>,
-        backend: &Balancer,
-        deadline: Option<Instant>,
-        tried: &mut Option<Arc<Tracked>>,
-    ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let own = self.rule.timeouts.backend_request;
-        let own = own.map(|limit| Instant::now() + limit);
-        let until = match (own, deadline) {
-            (Some(own), Some(deadline)) => Some(own.min(deadline)),
-            (own, deadline) => own.or(deadline),
-        };
-        let sending = self.reach(request, backend, tried);
-        match until {
-            Some(until) => tokio::time::timeout_at(until, sending)
-                .await
-                .unwrap_or(Err(Refusal::TooLate)),
-            None => sending.await,
-        }
-    }
-
-    async fn reach(
-        &self,
-        request: Request<RequestBody>,
-        backend: &Balancer,
-        tried: &mut Option<Arc<Tracked>>,
-    ) -> Result<(Response<Incoming>, Lease), Refusal> {
-        let timeout = self.peer.context.limits.connect_timeout;
-        let mut request = spoken(request, backend.protocol).map_err(|_| Refusal::Failed)?;
-        let (mut stale, mut fresh, mut moved) = (0, false, false);
-        let none = Refusal::NotReached(Unreachable::NoEndpoints);
-        // Another one than the last time, if there is one.
-        let chosen = backend.choose(tried.as_ref());
-        let chosen = chosen.or_else(|| backend.choose(None));
-        let mut endpoint = chosen.ok_or_else(|| self.failed(backend, none))?;
-        loop {
-            let sender = match Sender::to(&endpoint, backend.protocol, timeout, fresh).await {
-                Ok(sender) => sender,
-                Err(error) => {
-                    let refusal = self.failed(backend, Refusal::NotReached(error));
-                    let other = backend.choose(Some(endpoint.tracked())).filter(|_| !moved);
-                    moved = true;
-                    endpoint = other.ok_or(refusal)?;
-                    continue;
-                }
-            };
-            let reused = sender.reused;
-            let idempotent = reused && request.body().is_end_stream() && is_safe(request.method());
-            let again = idempotent.then(|| copy_of(&request));
-            let tracked = Arc::clone(endpoint.tracked());
-            *tried = Some(Arc::clone(&tracked));
-            match sender.send(request, endpoint).await {
-                Ok(response) => return Ok(response),
-                Err(SendError::Unsent(unsent)) if stale < STALE => request = *unsent,
-                // A server that ends a kept connection as the request arrives has not seen it.
-                Err(SendError::Failed(_)) if stale < STALE && again.is_some() => {
-                    request = again.unwrap_or_default();
-                }
-                Err(error) => {
-                    if let SendError::Failed(error) = error {
-                        tracing::debug!(backend = backend.name, %error, "no response");
-                    }
-                    return Err(self.failed(backend, Refusal::Failed));
-                }
-            }
-            endpoint = Tracked::count(&tracked);
-            stale += 1;
-            fresh = stale > 1;
-        }
-    }
-
-    fn failed(&self, backend: &Balancer, refusal: Refusal) -> Refusal {
-        let reason = match refusal {
-            Refusal::NotReached(reason) => reason.as_str(),
-            _ => "ended",
-        };
-        let context = &self.peer.context;
-        context
-            .metrics
-            .backend_error(&context.gateway, &backend.name, reason);
-        tracing::warn!(
-            gateway = context.gateway,
-            listener = self.site.listener,
-            route = %self.rule.route,
-            backend = backend.name,
-            reason,
-            "backend did not answer"
-        );
-        refusal
+    fn patience(&self) -> Patience {
+        Patience::new(self.peer.context.limits.body_timeout)
     }
 }
 
-/// How long a mirror has.
-const MIRROR_TIMEOUT: Duration = Duration::from_secs(30);
-
-async fn next_frame<B: Body + Unpin>(body: &mut B) -> Option<Result<(), B::Error>> {
-    std::future::poll_fn(|context| std::pin::Pin::new(&mut *body).poll_frame(context))
-        .await
-        .map(|frame| frame.map(drop))
-}
-
-/// The same request, which has no body.
-fn copy_of(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut copy = Request::new(RequestBody::empty());
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    copy
-}
-
-/// Whether a request can be sent twice (RFC 9110 §9.2.2).
-fn is_safe(method: &Method) -> bool {
-    method.is_idempotent()
+/// Changes of the response.
+fn finish(
+    response: &mut Response<ResponseBody>,
+    filters: &[&Filters],
+    origin: Option<&HeaderValue>,
+) {
+    let headers = response.headers_mut();
+    for filters in filters {
+        filters
+            .responses
+            .iter()
+            .for_each(|change| change.apply(headers));
+        if let Some(cors) = &filters.cors {
+            filters::allow_origin(cors, origin, headers);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What filters do to requests and responses (Gateway API `HTTPRouteFilter`).
 
+use super::headers::is_framing;
 use crate::model::{self, Cors, HeaderChange, HttpFilter, PathChange, Redirect};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
@@ -25,7 +26,8 @@ pub(super) struct Filters {
     pub(super) broken: bool,
 }
 
-/// Changes of headers, in the order of the specification: set, add, remove.
+/// Changes of headers, in the order of the specification: set, add, remove. Where a message ends
+/// is not theirs to say.
 #[derive(Debug, Default)]
 pub(super) struct Headers {
     set: Vec<(HeaderName, HeaderValue)>,
@@ -78,14 +80,20 @@ impl Headers {
                 HeaderValue::try_from(value).ok()?,
             ))
         };
+        let pairs = |pairs: &[(String, String)]| -> Option<Vec<_>> {
+            let mut pairs: Vec<_> = pairs.iter().map(pair).collect::<Option<_>>()?;
+            pairs.retain(|(name, _)| !is_framing(name));
+            Some(pairs)
+        };
+        let names = change.remove.iter();
+        let mut remove: Vec<_> = names
+            .map(|name| HeaderName::try_from(name).ok())
+            .collect::<Option<_>>()?;
+        remove.retain(|name| !is_framing(name));
         Some(Self {
-            set: change.set.iter().map(pair).collect::<Option<_>>()?,
-            add: change.add.iter().map(pair).collect::<Option<_>>()?,
-            remove: change
-                .remove
-                .iter()
-                .map(|name| HeaderName::try_from(name).ok())
-                .collect::<Option<_>>()?,
+            set: pairs(&change.set)?,
+            add: pairs(&change.add)?,
+            remove,
         })
     }
 
@@ -280,6 +288,9 @@ fn put(headers: &mut HeaderMap, name: HeaderName, value: Option<HeaderValue>) {
         headers.insert(name, value);
     }
 }
+
+#[cfg(test)]
+mod properties;
 
 #[cfg(test)]
 mod tests {

@@ -7,39 +7,54 @@
 //! What a port serves is looked up for each request, so that a change holds for connections that
 //! are open already.
 
+mod account;
 mod body;
+mod client;
 mod exchange;
 mod filters;
+mod framing;
 mod headers;
 mod pool;
+mod refusal;
 mod request;
 mod router;
 mod rule;
+mod sending;
 mod tunnel;
 
+pub(super) use client::Reset;
 pub(super) use pool::Pool;
 pub use router::{Asked, MatchError, Matched, Router};
+pub(super) use rule::Metering;
 
 use super::{
     balance::Backends,
     connection::{Context, Serving},
+    limits::Limits,
 };
 use crate::{
     drain::Drain,
-    metrics::ListenerMetrics,
-    model::{AttachedRoute, HostnamePattern, HttpRoute, Identity, RouteId},
+    metrics::WeakHttpMeter,
+    model::{AttachedRoute, HostnamePattern, HttpOptions, HttpRoute, Identity, RouteId},
+    net::Progress,
 };
 use arc_swap::ArcSwap;
-use exchange::{Refusal, answer};
+use client::{Client, greet};
+use exchange::answer;
 use http::Request;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use rule::Rule;
+use refusal::Refusal;
+use rule::{Attached, Rule};
 use std::{
-    cmp::Reverse, collections::BTreeMap, convert::Infallible, net::IpAddr, sync::Arc,
+    cmp::Reverse,
+    collections::BTreeMap,
+    convert::Infallible,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -51,6 +66,9 @@ pub(super) struct HttpPort {
     number: u16,
     /// Most specific hostname first.
     sites: Vec<Site>,
+    options: HttpOptions,
+    /// Counts the requests that are for no listener; the first one stands for the port.
+    unmatched: WeakHttpMeter,
 }
 
 /// A listener.
@@ -58,8 +76,9 @@ pub(super) struct HttpPort {
 pub(super) struct Site {
     listener: String,
     hostname: Option<HostnamePattern>,
-    metrics: ListenerMetrics,
-    router: Router<Arc<Rule>>,
+    /// Counts the requests that are for no rule.
+    unmatched: WeakHttpMeter,
+    router: Router<Attached>,
 }
 
 /// A listener of the model, plain or in TLS.
@@ -81,6 +100,18 @@ pub(super) struct Peer {
     pub(super) port: CurrentPort,
     /// The listener that its server name belongs to, in TLS.
     pub(super) listener: Option<String>,
+    /// Of TLS; may be empty.
+    pub(super) server_name: String,
+    /// Whether a response of HTTP/1 was cut, so that its connection must not end in order.
+    pub(super) cut: Arc<AtomicBool>,
+}
+
+/// What the rules of a port are made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Made<'a> {
+    pub(super) routes: &'a BTreeMap<RouteId, HttpRoute>,
+    pub(super) backends: &'a Backends,
+    pub(super) options: &'a HttpOptions,
 }
 
 /// What the port of a connection serves at the moment.
@@ -99,9 +130,6 @@ pub(super) enum Version {
     Either,
 }
 
-/// How long the head of a request may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// What the head of a request may take, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
@@ -115,40 +143,33 @@ impl HttpPort {
     pub(super) fn new(
         number: u16,
         listeners: &[Listening<'_>],
-        routes: &BTreeMap<RouteId, HttpRoute>,
-        backends: &Backends,
-        metrics: impl Fn(&str) -> ListenerMetrics,
+        made: Made<'_>,
+        mut metering: Metering<'_>,
     ) -> Self {
         let attached = listeners.iter().flat_map(|listener| listener.routes);
         let mut rules: BTreeMap<&RouteId, Vec<Arc<Rule>>> = BTreeMap::new();
         for AttachedRoute { route, .. } in attached {
             rules.entry(route).or_insert_with(|| {
-                let wanted = routes.get(route).into_iter().flat_map(|route| &route.rules);
+                let wanted = made.routes.get(route).into_iter();
                 wanted
-                    .map(|rule| Arc::new(Rule::new(route, rule, backends)))
+                    .flat_map(|route| &route.rules)
+                    .map(|rule| Arc::new(Rule::new(route, rule, made.backends)))
                     .collect()
             });
         }
-        let of = |route: &RouteId| -> Vec<_> {
-            let wanted = routes.get(route).into_iter().flat_map(|route| &route.rules);
-            let ready = rules.get(route).into_iter().flatten().cloned();
-            wanted.zip(ready).collect()
-        };
-        let site = |listener: &Listening<'_>| {
-            let (router, errors) = Router::new(listener.routes, &of);
-            for error in errors {
-                tracing::warn!(listener = listener.name, %error, "a match is left out");
-            }
-            Site {
-                listener: listener.name.into(),
-                hostname: listener.hostname.cloned(),
-                metrics: metrics(listener.name),
-                router,
-            }
-        };
-        let mut sites: Vec<_> = listeners.iter().map(site).collect();
+        let sites = listeners
+            .iter()
+            .map(|listener| Site::new(listener, &rules, made, &mut metering));
+        let mut sites: Vec<_> = sites.collect();
+        let first = sites.first();
+        let unmatched = first.map(|site: &Site| site.unmatched.clone());
         sites.sort_by_key(|site| Reverse(site.hostname.as_ref().map(HostnamePattern::specificity)));
-        Self { number, sites }
+        Self {
+            number,
+            sites,
+            options: made.options.clone(),
+            unmatched: unmatched.unwrap_or_default(),
+        }
     }
 
     /// The listener for a host (Gateway API, listener isolation).
@@ -157,6 +178,44 @@ impl HttpPort {
             let hostname = site.hostname.as_ref();
             hostname.is_none_or(|hostname| hostname.matches(host))
         })
+    }
+}
+
+// === impl Site ===
+
+impl Site {
+    fn new(
+        listener: &Listening<'_>,
+        rules: &BTreeMap<&RouteId, Vec<Arc<Rule>>>,
+        made: Made<'_>,
+        metering: &mut Metering<'_>,
+    ) -> Self {
+        let mut attached: BTreeMap<&RouteId, Vec<Attached>> = BTreeMap::new();
+        for (route, rules) in rules {
+            if listener.routes.iter().any(|of| of.route == **route) {
+                let rules = rules.iter().map(|rule| Attached {
+                    rule: Arc::clone(rule),
+                    meters: metering.of_rule(listener.name, rule),
+                });
+                attached.insert(route, rules.collect());
+            }
+        }
+        let of = |route: &RouteId| -> Vec<_> {
+            let wanted = made.routes.get(route).into_iter();
+            let wanted = wanted.flat_map(|route| &route.rules);
+            let ready = attached.get(route).into_iter().flatten().cloned();
+            wanted.zip(ready).collect()
+        };
+        let (router, errors) = Router::new(listener.routes, of);
+        for error in errors {
+            tracing::warn!(listener = listener.name, %error, "a match is left out");
+        }
+        Self {
+            listener: listener.name.into(),
+            hostname: listener.hostname.cloned(),
+            unmatched: metering.of(listener.name, "", ""),
+            router,
+        }
     }
 }
 
@@ -185,16 +244,24 @@ impl CurrentPort {
 }
 
 /// Serves the requests of a connection until it ends, or until the process does: requests that
-/// are open then are finished.
+/// are open then are finished. Its bytes are counted in `progress`.
 pub(super) async fn serve<S>(
     stream: S,
     peer: Arc<Peer>,
     version: Version,
+    progress: Arc<Progress>,
 ) -> Result<(), ConnectionError>
 where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Reset + Unpin + Send + 'static,
 {
-    let builder = builder(version);
+    let limits = &peer.context.limits;
+    let stream = Client::new(stream, Arc::clone(&peer.cut), progress, limits.body_timeout);
+    let greeting = tokio::time::timeout(limits.head_timeout, greet(stream, version));
+    let (stream, version) = tokio::select! {
+        greeted = greeting => greeted??,
+        () = peer.drain.stopping() => return Ok(()),
+    };
+    let builder = builder(version, limits);
     let (this, drain) = (Arc::clone(&peer), peer.drain.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let peer = Arc::clone(&this);
@@ -211,12 +278,13 @@ where
 
 type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
-fn builder(version: Version) -> auto::Builder<TokioExecutor> {
+fn builder(version: Version, limits: &Limits) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
+        .header_read_timeout(limits.head_timeout)
+        .max_headers(request::MAX_FIELDS)
         .max_buf_size(MAX_HEAD);
     builder
         .http2()

@@ -1,21 +1,23 @@
 //! Connections to an endpoint that are kept for further requests.
 
-use super::body::RequestBody;
-use crate::{
-    model::BackendProtocol,
-    proxy::balance::{Connected, Unreachable},
+use super::{body::RequestBody, request::spoken};
+use crate::proxy::{
+    backend_tls::{Link, Offer, is_distrust},
+    balance::{Connected, Unreachable},
 };
-use http::{Request, Response};
+use http::{Request, Response, Version, uri::Scheme};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1, http2},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::{net::TcpStream, time::Instant};
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
 /// The kept connections of one endpoint.
 #[derive(Debug, Default)]
@@ -27,14 +29,32 @@ pub(in crate::proxy) struct Pool {
 struct Kept {
     /// Idle ones, the one used last at the end.
     http1: Vec<(http1::SendRequest<RequestBody>, Instant)>,
-    /// One that all requests share.
-    http2: Option<http2::SendRequest<RequestBody>>,
+    /// Those that requests share.
+    http2: Vec<Shared>,
+}
+
+/// A connection of HTTP/2.
+#[derive(Clone, Debug)]
+struct Shared {
+    sender: http2::SendRequest<RequestBody>,
+    /// Held by each of its requests.
+    requests: Arc<()>,
+}
+
+/// What a connection must speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Speech {
+    Http1,
+    Http2,
+    /// As the backend says by ALPN.
+    Either,
 }
 
 /// A connection, for one request.
 #[derive(Debug)]
 pub(super) struct Sender {
     connection: Connection,
+    scheme: Scheme,
     /// Whether others used it before: it may have ended without our knowing.
     pub(super) reused: bool,
 }
@@ -42,14 +62,17 @@ pub(super) struct Sender {
 #[derive(Debug)]
 enum Connection {
     Http1(http1::SendRequest<RequestBody>),
-    Http2(http2::SendRequest<RequestBody>),
+    Http2(Shared),
 }
+
+type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
 /// The place of a request at an endpoint, and its connection when that can be kept.
 #[derive(Debug)]
 pub(super) struct Lease {
     endpoint: Connected,
     http1: Option<http1::SendRequest<RequestBody>>,
+    _shared: Option<Arc<()>>,
 }
 
 /// Why there is no response.
@@ -57,6 +80,8 @@ pub(super) struct Lease {
 pub(super) enum SendError {
     /// Nothing of it was sent; here it is back.
     Unsent(Box<Request<RequestBody>>),
+    /// It makes no request of the connection's version.
+    Unsayable(http::Error),
     Failed(hyper::Error),
 }
 
@@ -66,6 +91,9 @@ const KEEP: Duration = Duration::from_secs(50);
 /// Idle connections that are kept of an endpoint.
 const IDLE: usize = 128;
 
+/// Requests at a time on a connection of HTTP/2, as many as servers usually allow.
+const STREAMS: usize = 100;
+
 // === impl Pool ===
 
 impl Pool {
@@ -73,24 +101,13 @@ impl Pool {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, protocol: BackendProtocol) -> Option<Sender> {
+    fn take(&self, speech: Speech) -> Option<Connection> {
         let mut kept = self.kept();
-        let connection = match protocol {
-            BackendProtocol::Http1 => loop {
-                let (sender, since) = kept.http1.pop()?;
-                if !sender.is_closed() && since.elapsed() < KEEP {
-                    break Connection::Http1(sender);
-                }
-            },
-            BackendProtocol::H2c => match &kept.http2 {
-                Some(sender) if !sender.is_closed() => Connection::Http2(sender.clone()),
-                _ => return None,
-            },
-        };
-        Some(Sender {
-            connection,
-            reused: true,
-        })
+        match speech {
+            Speech::Http1 => kept.take_http1(),
+            Speech::Http2 => kept.share_http2(),
+            Speech::Either => kept.share_http2().or_else(|| kept.take_http1()),
+        }
     }
 
     fn keep(&self, sender: http1::SendRequest<RequestBody>) {
@@ -104,60 +121,48 @@ impl Pool {
     }
 }
 
+impl Kept {
+    fn take_http1(&mut self) -> Option<Connection> {
+        loop {
+            let (sender, since) = self.http1.pop()?;
+            if !sender.is_closed() && since.elapsed() < KEEP {
+                return Some(Connection::Http1(sender));
+            }
+        }
+    }
+
+    fn share_http2(&mut self) -> Option<Connection> {
+        self.http2.retain(|shared| !shared.sender.is_closed());
+        let mut known = self.http2.iter();
+        let shared = known.find(|shared| Arc::strong_count(&shared.requests) <= STREAMS)?;
+        Some(Connection::Http2(shared.clone()))
+    }
+}
+
 // === impl Sender ===
 
 impl Sender {
     /// A connection to an endpoint: a kept one, unless `fresh`, or a new one.
     pub(super) async fn to(
         endpoint: &Connected,
-        protocol: BackendProtocol,
+        speech: Speech,
         timeout: Duration,
         fresh: bool,
     ) -> Result<Self, Unreachable> {
-        let pool = endpoint.pool();
-        if !fresh && let Some(sender) = pool.take(protocol) {
-            return Ok(sender);
-        }
-        let deadline = Instant::now() + timeout;
-        let stream = endpoint.open_stream(timeout).await?;
-        let handshake = Self::handshake(endpoint, stream, protocol);
-        let connection = tokio::time::timeout_at(deadline, handshake).await;
-        let connection = connection.map_err(|_| Unreachable::Timeout)?;
+        let scheme = match endpoint.link() {
+            Link::Plain => Scheme::HTTP,
+            Link::Tls(_) | Link::Broken => Scheme::HTTPS,
+        };
+        let kept = (!fresh).then(|| endpoint.pool().take(speech)).flatten();
+        let reused = kept.is_some();
+        let connection = match kept {
+            Some(connection) => connection,
+            None => open(endpoint, speech, timeout).await?,
+        };
         Ok(Self {
-            connection: connection.map_err(|_| Unreachable::Other)?,
-            reused: false,
-        })
-    }
-
-    async fn handshake(
-        endpoint: &Connected,
-        stream: TcpStream,
-        protocol: BackendProtocol,
-    ) -> hyper::Result<Connection> {
-        let stream = TokioIo::new(stream);
-        Ok(match protocol {
-            BackendProtocol::Http1 => {
-                let (sender, connection) = http1::Builder::new().handshake(stream).await?;
-                tokio::spawn(async move {
-                    // Requests are told of its errors.
-                    let _ = connection.with_upgrades().await;
-                });
-                Connection::Http1(sender)
-            }
-            BackendProtocol::H2c => {
-                let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-                    .timer(TokioTimer::new())
-                    .adaptive_window(true)
-                    .keep_alive_interval(Duration::from_secs(30))
-                    .handshake(stream)
-                    .await?;
-                tokio::spawn(async move {
-                    // Requests are told of its errors.
-                    let _ = connection.await;
-                });
-                endpoint.pool().kept().http2 = Some(sender.clone());
-                Connection::Http2(sender)
-            }
+            connection,
+            scheme,
+            reused,
         })
     }
 
@@ -167,30 +172,123 @@ impl Sender {
         request: Request<RequestBody>,
         endpoint: Connected,
     ) -> Result<(Response<Incoming>, Lease), SendError> {
-        let (response, http1) = match self.connection {
+        let reused = self.reused;
+        let unready = |request, error| match reused {
+            true => SendError::Unsent(Box::new(request)),
+            false => SendError::Failed(error),
+        };
+        let version = match &self.connection {
+            Connection::Http1(_) => Version::HTTP_11,
+            Connection::Http2(_) => Version::HTTP_2,
+        };
+        let request = spoken(request, version, &self.scheme).map_err(SendError::Unsayable)?;
+        let (response, http1, shared) = match self.connection {
             Connection::Http1(mut sender) => {
                 if let Err(error) = sender.ready().await {
-                    return Err(match self.reused {
-                        true => SendError::Unsent(Box::new(request)),
-                        false => SendError::Failed(error),
-                    });
+                    return Err(unready(request, error));
                 }
                 let response = sender.try_send_request(request).await;
-                (response.map_err(SendError::of)?, Some(sender))
+                (response.map_err(SendError::of)?, Some(sender), None)
             }
-            Connection::Http2(mut sender) => {
+            Connection::Http2(Shared {
+                mut sender,
+                requests,
+            }) => {
                 if let Err(error) = sender.ready().await {
-                    return Err(match self.reused {
-                        true => SendError::Unsent(Box::new(request)),
-                        false => SendError::Failed(error),
-                    });
+                    return Err(unready(request, error));
                 }
                 let response = sender.try_send_request(request).await;
-                (response.map_err(SendError::of)?, None)
+                (response.map_err(SendError::of)?, None, Some(requests))
             }
         };
-        Ok((response, Lease { endpoint, http1 }))
+        let lease = Lease {
+            endpoint,
+            http1,
+            _shared: shared,
+        };
+        Ok((response, lease))
     }
+}
+
+/// A new connection, with all that comes before the first request.
+async fn open(
+    endpoint: &Connected,
+    speech: Speech,
+    timeout: Duration,
+) -> Result<Connection, Unreachable> {
+    if matches!(endpoint.link(), Link::Broken) {
+        return Err(Unreachable::Tls);
+    }
+    let deadline = Instant::now() + timeout;
+    let stream = endpoint.open_stream(timeout).await?;
+    let greeting = greet(endpoint, stream, speech);
+    tokio::time::timeout_at(deadline, greeting)
+        .await
+        .unwrap_or(Err(Unreachable::Timeout))
+        .inspect_err(|_| endpoint.set_aside())
+}
+
+async fn greet(
+    endpoint: &Connected,
+    stream: TcpStream,
+    speech: Speech,
+) -> Result<Connection, Unreachable> {
+    let (stream, is_http2) = match endpoint.link() {
+        Link::Tls(security) => {
+            let offer = match speech {
+                Speech::Http1 => Offer::Http1,
+                Speech::Http2 => Offer::Http2,
+                Speech::Either => Offer::Either,
+            };
+            let stream = security.connect(stream, offer).await;
+            let stream = stream.map_err(|error| match is_distrust(&error) {
+                true => Unreachable::Distrusted,
+                false => Unreachable::Tls,
+            })?;
+            let agreed = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            (
+                Either::Right(Box::new(stream)),
+                agreed || speech == Speech::Http2,
+            )
+        }
+        _ => (Either::Left(stream), speech == Speech::Http2),
+    };
+    let connection = match is_http2 {
+        true => speak_http2(endpoint, stream).await,
+        false => speak_http1(stream).await,
+    };
+    connection.map_err(|_| Unreachable::Other)
+}
+
+async fn speak_http1(stream: Stream) -> hyper::Result<Connection> {
+    let (sender, connection) = http1::Builder::new()
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tokio::spawn(async move {
+        // Requests are told of its errors.
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(Connection::Http1(sender))
+}
+
+async fn speak_http2(endpoint: &Connected, stream: Stream) -> hyper::Result<Connection> {
+    let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .adaptive_window(true)
+        .keep_alive_interval(Duration::from_secs(30))
+        .max_header_list_size(super::MAX_HEAD as u32)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    tokio::spawn(async move {
+        // Requests are told of its errors.
+        let _ = connection.await;
+    });
+    let shared = Shared {
+        sender,
+        requests: Arc::default(),
+    };
+    endpoint.pool().kept().http2.push(shared.clone());
+    Ok(Connection::Http2(shared))
 }
 
 impl SendError {

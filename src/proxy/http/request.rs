@@ -3,13 +3,11 @@
 use super::{
     body::RequestBody,
     filters::{Filters, changed_path},
-    headers::{Caller, introduce, strip_hop_by_hop},
-    rule::Rule,
+    headers::{Caller, introduce, join_cookies, strip_hop_by_hop},
 };
-use crate::model::BackendProtocol;
 use http::{
-    HeaderValue, Method, Request, Uri, Version,
-    header::{CONNECTION, HOST, UPGRADE},
+    HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version,
+    header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
     uri::{Authority, PathAndQuery, Scheme},
 };
@@ -22,7 +20,19 @@ pub(super) enum Malformed {
     Host,
     /// CONNECT asks for a tunnel, which no route can give.
     Connect,
+    /// Its body is in a coding that is not undone here (RFC 9112 §6.1).
+    Coding,
+    /// Its target is longer than [`MAX_TARGET`].
+    Target,
+    /// It has more than [`MAX_FIELDS`] header fields.
+    Fields,
 }
+
+/// Bytes of a target, twice what everybody should understand (RFC 9110 §4.1).
+pub(super) const MAX_TARGET: usize = 16 * 1024;
+
+/// Header fields of a request.
+pub(super) const MAX_FIELDS: usize = 100;
 
 /// What becomes of a connection after the request, when it asks for that.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +44,60 @@ pub(super) enum Upgrade {
     Http2(HeaderValue),
 }
 
-/// The host of a request, as its client wrote it.
+// === impl Malformed ===
+
+impl Malformed {
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Self::Host => StatusCode::BAD_REQUEST,
+            Self::Connect => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Coding => StatusCode::NOT_IMPLEMENTED,
+            Self::Target => StatusCode::URI_TOO_LONG,
+            Self::Fields => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+        }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Host => "bad_host",
+            Self::Connect => "connect",
+            Self::Coding => "transfer_coding",
+            Self::Target => "target_too_long",
+            Self::Fields => "too_many_headers",
+        }
+    }
+
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Self::Host => "the request has no usable host\n",
+            Self::Connect => "this is no proxy for CONNECT\n",
+            Self::Coding => "the transfer coding is not known here\n",
+            Self::Target => "the target is too long\n",
+            Self::Fields => "the request has too many header fields\n",
+        }
+    }
+}
+
+/// Looks for what no route should see, whatever it matches.
+pub(super) fn check(request: &Request<impl Sized>) -> Result<(), Malformed> {
+    let target = request.uri().path_and_query().map(PathAndQuery::as_str);
+    if target.is_some_and(|target| target.len() > MAX_TARGET) {
+        return Err(Malformed::Target);
+    }
+    let headers = request.headers();
+    if headers.len() > MAX_FIELDS {
+        return Err(Malformed::Fields);
+    }
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    match (codings.next(), codings.next()) {
+        (None, _) => Ok(()),
+        (Some(only), None) if only.as_bytes().eq_ignore_ascii_case(b"chunked") => Ok(()),
+        _ => Err(Malformed::Coding),
+    }
+}
+
+/// The host of a request, as its client wrote it. That of an absolute target counts more than the
+/// header of HTTP/1.1 (RFC 9112 §3.2.2); in HTTP/2 they must be the same (RFC 9113 §8.3.1).
 pub(super) fn authority(request: &Request<impl Sized>) -> Result<Authority, Malformed> {
     if request.method() == Method::CONNECT && request.extensions().get::<Protocol>().is_none() {
         return Err(Malformed::Connect);
@@ -44,11 +107,19 @@ pub(super) fn authority(request: &Request<impl Sized>) -> Result<Authority, Malf
     if another.is_some() {
         return Err(Malformed::Host);
     }
-    if let Some(authority) = request.uri().authority() {
-        return Ok(authority.clone());
-    }
-    let host = host.ok_or(Malformed::Host)?;
-    let authority: Authority = host.as_bytes().try_into().map_err(|_| Malformed::Host)?;
+    let authority = match (request.uri().authority(), host) {
+        (Some(authority), Some(host))
+            if request.version() == Version::HTTP_2
+                && !host
+                    .as_bytes()
+                    .eq_ignore_ascii_case(authority.as_str().as_bytes()) =>
+        {
+            return Err(Malformed::Host);
+        }
+        (Some(authority), _) => authority.clone(),
+        (None, Some(host)) => host.as_bytes().try_into().map_err(|_| Malformed::Host)?,
+        (None, None) => return Err(Malformed::Host),
+    };
     // No user, no empty name.
     match authority.host().is_empty() || authority.as_str().contains('@') {
         true => Err(Malformed::Host),
@@ -76,25 +147,40 @@ impl Upgrade {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','));
         let asked = options.any(|option| option.trim().eq_ignore_ascii_case("upgrade"));
-        match headers.get(UPGRADE) {
-            // An upgrade to HTTP/2 is of the connection, and passed over (RFC 9113 §3.1).
-            Some(protocol) if asked && protocol != "h2c" => Self::Http1(protocol.clone()),
+        let mut protocols = headers.get_all(UPGRADE).iter();
+        match (protocols.next(), protocols.next()) {
+            (Some(protocol), None) if asked && !is_http2(protocol) && !has_body(headers) => {
+                Self::Http1(protocol.clone())
+            }
             _ => Self::None,
         }
     }
+}
+
+/// An upgrade to HTTP/2 is of the connection, and passed over (RFC 9113 §3.1).
+fn is_http2(protocol: &HeaderValue) -> bool {
+    let protocols = protocol.to_str().unwrap_or("h2c").split(',');
+    let mut names = protocols.map(|name| name.trim().split('/').next().unwrap_or_default());
+    names.any(|name| ["h2c", "h2", "http", "tls"].contains(&&*name.to_ascii_lowercase()))
+}
+
+/// What follows such a request is its body, and cannot be another protocol's.
+fn has_body(headers: &HeaderMap) -> bool {
+    let length = headers.get(CONTENT_LENGTH);
+    headers.contains_key(TRANSFER_ENCODING) || length.is_some_and(|length| length != "0")
 }
 
 /// A request to a backend. What does not fit into a URI any more is an error.
 pub(super) fn outgoing(
     mut parts: Parts,
     body: RequestBody,
-    rule: &Rule,
     filters: &[&Filters],
     prefix: Option<usize>,
     caller: &Caller<'_>,
     upgrade: &Upgrade,
 ) -> Result<Request<RequestBody>, http::Error> {
     strip_hop_by_hop(&mut parts.headers);
+    join_cookies(&mut parts.headers);
     let mut host = HeaderValue::from_str(caller.authority)?;
     introduce(&mut parts.headers, caller);
     let mut path = None;
@@ -117,7 +203,6 @@ pub(super) fn outgoing(
     {
         parts.headers.insert(HOST, host);
     }
-    let _ = rule;
     parts.uri = target(&parts.uri, path)?;
     parts.version = Version::HTTP_11;
     match upgrade {
@@ -158,24 +243,26 @@ fn origin_form(uri: &Uri) -> Result<Uri, http::Error> {
     ))
 }
 
-/// The same request for a protocol: HTTP/2 has the host in its URI (RFC 9113 §8.3.1).
+/// The same request as a version has it: HTTP/2 has the host in its URI (RFC 9113 §8.3.1).
 pub(super) fn spoken(
     mut request: Request<RequestBody>,
-    protocol: BackendProtocol,
+    version: Version,
+    scheme: &Scheme,
 ) -> Result<Request<RequestBody>, http::Error> {
-    match protocol {
-        BackendProtocol::Http1 => Ok(request),
-        BackendProtocol::H2c => {
-            let host = request.headers_mut().remove(HOST);
-            let mut uri = std::mem::take(request.uri_mut()).into_parts();
-            uri.scheme = Some(Scheme::HTTP);
-            uri.authority = match &host {
-                Some(host) => Some(host.as_bytes().try_into()?),
-                None => None,
-            };
-            *request.uri_mut() = Uri::from_parts(uri)?;
-            *request.version_mut() = Version::HTTP_2;
-            Ok(request)
+    let mut uri = std::mem::take(request.uri_mut()).into_parts();
+    if version == Version::HTTP_2 {
+        if let Some(host) = request.headers_mut().remove(HOST) {
+            uri.authority = Some(host.as_bytes().try_into()?);
         }
+        uri.scheme = Some(scheme.clone());
+    } else {
+        if let Some(authority) = uri.authority.take() {
+            let host = HeaderValue::from_str(authority.as_str())?;
+            request.headers_mut().insert(HOST, host);
+        }
+        uri.scheme = None;
     }
+    *request.uri_mut() = Uri::from_parts(uri)?;
+    *request.version_mut() = version;
+    Ok(request)
 }

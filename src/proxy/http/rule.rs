@@ -1,9 +1,13 @@
 //! Rules, ready to be followed.
 
-use super::filters::Filters;
+use super::{filters::Filters, pool::Speech};
 use crate::{
-    model::{HttpRule, Retry, RouteId, Timeouts},
-    proxy::balance::{Backends, Balancer, Weights},
+    metrics::{HttpLabels, HttpMeter, Metrics, WeakHttpMeter},
+    model::{BackendProtocol, HttpRouteKind, HttpRule, Retry, RouteId, Timeouts},
+    proxy::{
+        backend_tls::Link,
+        balance::{Backends, Balancer, Weights},
+    },
 };
 use std::sync::Arc;
 
@@ -11,6 +15,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) route: RouteId,
+    /// As the route calls it; may be empty.
+    pub(super) name: String,
     pub(super) filters: Filters,
     /// Beside each of the rule's mirrors: where it goes.
     pub(super) mirrors: Vec<Mirror>,
@@ -50,6 +56,7 @@ impl Rule {
         });
         Self {
             route: route.clone(),
+            name: rule.name.clone(),
             mirrors: mirrors(&filters, backends),
             filters,
             backends: targets.collect(),
@@ -59,9 +66,77 @@ impl Rule {
         }
     }
 
-    /// The backend of a request, by weight.
-    pub(super) fn draw(&self) -> Option<&Target> {
-        self.backends.get(self.weights.draw()?)
+    /// The backend of a request, by weight, and which one that is.
+    pub(super) fn draw(&self) -> Option<(usize, &Target)> {
+        let index = self.weights.draw()?;
+        Some((index, self.backends.get(index)?))
+    }
+
+    /// What is spoken to a backend: gRPC is HTTP/2, whatever the backend says of itself.
+    pub(super) fn speech(&self, backend: &Balancer) -> Speech {
+        match (self.route.kind, backend.protocol, &backend.link) {
+            (HttpRouteKind::Grpc, _, _) | (_, BackendProtocol::H2c, _) => Speech::Http2,
+            (_, BackendProtocol::Http1, Link::Plain) => Speech::Http1,
+            (_, BackendProtocol::Http1, _) => Speech::Either,
+        }
+    }
+}
+
+/// A rule as one listener has it.
+#[derive(Clone, Debug)]
+pub(super) struct Attached {
+    pub(super) rule: Arc<Rule>,
+    pub(super) meters: Arc<Meters>,
+}
+
+/// What counts the requests of a rule.
+#[derive(Debug)]
+pub(super) struct Meters {
+    /// Of those that come to no backend.
+    pub(super) own: WeakHttpMeter,
+    /// Beside each of its backends; those of invalid references are its own.
+    backends: Vec<WeakHttpMeter>,
+}
+
+/// Makes meters, and keeps them.
+#[derive(Debug)]
+pub(in crate::proxy) struct Metering<'a> {
+    pub(in crate::proxy) metrics: &'a Metrics,
+    pub(in crate::proxy) gateway: &'a str,
+    pub(in crate::proxy) kept: &'a mut Vec<HttpMeter>,
+}
+
+impl Metering<'_> {
+    pub(super) fn of(&mut self, listener: &str, route: &str, backend: &str) -> WeakHttpMeter {
+        let meter = self.metrics.http(&HttpLabels {
+            gateway: self.gateway.to_owned(),
+            listener: listener.to_owned(),
+            route: route.to_owned(),
+            backend: backend.to_owned(),
+        });
+        let weak = meter.downgrade();
+        self.kept.push(meter);
+        weak
+    }
+
+    pub(super) fn of_rule(&mut self, listener: &str, rule: &Rule) -> Arc<Meters> {
+        let route = rule.route.to_string();
+        let own = self.of(listener, &route, "");
+        let backends = rule.backends.iter().map(|target| match &target.backend {
+            Some(backend) => self.of(listener, &route, &backend.name),
+            None => own.clone(),
+        });
+        Arc::new(Meters {
+            backends: backends.collect(),
+            own,
+        })
+    }
+}
+
+impl Meters {
+    /// Of the backend at `index` of the rule.
+    pub(super) fn backend(&self, index: usize) -> Option<HttpMeter> {
+        self.backends.get(index)?.upgrade()
     }
 }
 

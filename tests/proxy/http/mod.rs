@@ -2,5 +2,11 @@
 
 mod connections;
 mod filters;
+mod floods;
+mod grpc;
 mod matching;
-mod scene;
+mod oracle;
+mod records;
+mod safety;
+pub mod scene;
+mod secured;
