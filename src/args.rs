@@ -296,6 +296,12 @@ pub struct LimitArguments {
     /// End connections that moved no byte for so long [default: never]
     #[arg(long, env = "TAILWAY_IDLE_TIMEOUT", value_parser = duration, value_name = "DURATION")]
     pub idle_timeout: Option<Duration>,
+    /// How long the head of a request may take
+    #[arg(long, env = "TAILWAY_HEAD_TIMEOUT", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub head_timeout: Duration,
+    /// End requests whose bodies do not move for so long
+    #[arg(long, env = "TAILWAY_BODY_TIMEOUT", default_value = "5m", value_parser = duration, value_name = "DURATION")]
+    pub body_timeout: Duration,
     /// Open connections per listener
     #[arg(
         long,

@@ -122,12 +122,12 @@ impl<N: Network> Proxy<N> {
                 errors.push(error);
             }
         }
-        drop(before);
         for (&port, listener) in &snapshot.udp_ports {
             if let Err(error) = self.apply_udp_port(port, listener).await {
                 errors.push(error.into());
             }
         }
+        drop(before);
         errors
     }
 

@@ -101,6 +101,7 @@ pub(super) struct Accepted<'a, S, R> {
 }
 
 /// The bytes of a client.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
 pub(super) enum Secured<S> {
     /// What was in TLS, whose handshake is complete.
     Plain(TlsStream<ReadAhead<S>>),

@@ -113,12 +113,15 @@ impl Talk {
         socket.connect(to)?;
         socket.set_nonblocking(true)?;
         let socket = Arc::new(UdpSocket::from_std(socket)?);
-        let waited = std::mem::replace(&mut *self.line(), Line::Open(Arc::clone(&socket)));
-        if let Line::Waiting(datagrams) = waited {
+        // Held until all is sent, so that what comes now comes later.
+        let mut line = self.line();
+        if let Line::Waiting(datagrams) = &*line {
             for datagram in datagrams {
-                send(&socket, &datagram)?;
+                // One that cannot be sent is lost, as UDP loses them.
+                let _ = send(&socket, datagram);
             }
         }
+        *line = Line::Open(socket);
         Ok(())
     }
 
