@@ -681,9 +681,29 @@ const REASONS: [&str; 29] = [
 /// A backend had endpoints.
 const ENDPOINTS: &str = "endpoints";
 
+/// Some reasons are seldom met: how often there is another look before one is missed.
+const ROUNDS: usize = 6;
+
 fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
+    let mut missing = BTreeSet::from(REASONS);
+    missing.insert(ENDPOINTS);
+    if verdicts {
+        missing.insert("InvalidCredentials");
+    }
+    for _ in 0..ROUNDS {
+        let seen = seen_while_comparing(empty, verdicts);
+        missing.retain(|reason| !seen.contains(reason));
+        if missing.is_empty() {
+            return;
+        }
+    }
+    panic!("never seen: {missing:?}");
+}
+
+/// Compares after random changes, and gives the reasons that were met.
+fn seen_while_comparing(empty: &Index, verdicts: bool) -> BTreeSet<&'static str> {
     let mut runner = TestRunner::new(ProptestConfig {
-        cases: 96,
+        cases: 48,
         failure_persistence: None,
         ..ProptestConfig::default()
     });
@@ -722,13 +742,7 @@ fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
             Ok(())
         })
         .unwrap_or_else(|error| panic!("{error}"));
-    let mut expected = BTreeSet::from(REASONS);
-    expected.insert(ENDPOINTS);
-    if verdicts {
-        expected.insert("InvalidCredentials");
-    }
-    let missing: Vec<_> = expected.difference(&seen.borrow()).copied().collect();
-    assert_eq!(missing, [""; 0]);
+    seen.into_inner()
 }
 
 #[test]
