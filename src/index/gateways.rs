@@ -1,4 +1,4 @@
-//! Gateways: which are ours, their Snapshots and statuses.
+//! Gateways: which are ours, and their statuses.
 
 use super::{
     annotations::http_options,
@@ -6,34 +6,29 @@ use super::{
     classes::Class,
     frontend, links,
     listener_sets::{Member, Origin},
-    listeners::{Listener, Protocol},
+    listeners::Listener,
     nodes::{Names, WantedNode, wanted_node},
     objects::{Key, Kind, Objects, Precedence, generation, precedence},
-    routes::{Attached, Named, Route},
+    routes::{Attached, Route},
     status::{Address, Condition, Finding, GatewayStatus, ListenerStatus},
 };
 use crate::{
     api::{conditions as c, gateway_api::gateways::Gateway},
     model::{
-        AttachedRoute, Backend, Certificate, CertificateReport, Forward, HostnamePattern,
-        HttpListener, HttpOptions, HttpRouteKind, Issuance, NamedForward, NodeName, NodeReport,
-        NodeSpec, ObjectName, Port, Programmed, RouteId, Snapshot, TailnetState, TcpListener,
-        Termination, TlsListener, TlsMode, TlsRoutes, UdpListener, Unready,
+        Certificate, CertificateReport, HttpOptions, Issuance, NodeName, NodeReport, ObjectName,
+        Programmed, TailnetState, Unready,
     },
 };
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::BTreeMap;
 
 /// A Gateway of ours, before routes are looked at.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) name: ObjectName,
     precedence: Precedence,
-    generation: i64,
+    pub(super) generation: i64,
     pub(super) listeners: Vec<Listener>,
-    http_options: HttpOptions,
+    pub(super) http_options: HttpOptions,
     /// Why annotations have no effect.
     ignored: Option<Finding>,
     /// The ListenerSets that mean it.
@@ -44,7 +39,7 @@ pub(super) struct Candidate {
     /// credentials that were revoked, does not end this one.
     has_node: bool,
     /// What it shows of itself to backends.
-    client_certificate: Option<Result<Certificate, Finding>>,
+    pub(super) client_certificate: Option<Result<Certificate, Finding>>,
     /// Where clients are let in whose certificates are not valid.
     insecure: Option<Finding>,
     /// The node it asks to be, or why it can be none.
@@ -102,16 +97,6 @@ fn client_certificate(
         }
         _ => finding,
     }))
-}
-
-fn route_id(key: &Key) -> RouteId {
-    RouteId {
-        kind: match key.kind {
-            Kind::GrpcRoute => HttpRouteKind::Grpc,
-            _ => HttpRouteKind::Http,
-        },
-        name: key.name.clone(),
-    }
 }
 
 // === impl Candidate ===
@@ -173,7 +158,7 @@ impl Candidate {
         self.unaccepted().filter(|_| !self.is_served())
     }
 
-    fn is_served(&self) -> bool {
+    pub(super) fn is_served(&self) -> bool {
         (self.has_node || self.parameters.is_ok()) && self.unservable().is_none()
     }
 
@@ -238,7 +223,7 @@ impl Candidate {
 
 impl Known<'_> {
     /// The node that it is, or why it is none: each name goes to the oldest that asks for it.
-    fn node(&self) -> Result<&WantedNode, Finding> {
+    pub(super) fn node(&self) -> Result<&WantedNode, Finding> {
         let node = self.candidate.node.as_ref().map_err(Finding::clone)?;
         match self.names.owner(&node.name) {
             Some(owner) if *owner != self.candidate.name => Err(Finding::new(
@@ -250,197 +235,6 @@ impl Known<'_> {
             )),
             _ => Ok(node),
         }
-    }
-
-    /// What is served: the listeners that are accepted.
-    pub(super) fn snapshot(&self) -> Option<Snapshot> {
-        let node = self.node().ok()?;
-        if !self.candidate.is_served() {
-            return None;
-        }
-        let served: BTreeSet<_> = self.attached.served().collect();
-        let resolved = |route: &&Key| self.resolved.get(*route);
-        let http_routes = served.iter().filter_map(|route| {
-            let http = resolved(route)?.http.clone()?;
-            Some((route_id(route), http))
-        });
-        let backends = served
-            .iter()
-            .filter_map(resolved)
-            .flat_map(|resolved| &resolved.backends)
-            .map(|(id, backend)| (id.clone(), self.showing_certificate(backend)));
-        Some(Snapshot {
-            gateway: self.candidate.name.clone(),
-            generation: self.candidate.generation,
-            node: NodeSpec {
-                name: node.name.clone(),
-            },
-            ports: self.ports(),
-            udp_ports: self.udp_ports(),
-            http_options: self.candidate.http_options.clone(),
-            http_routes: http_routes.collect(),
-            backends: backends.collect(),
-        })
-    }
-
-    /// A backend, shown the certificate of this Gateway. Without one that can be used, it decides
-    /// itself what it thinks of that.
-    fn showing_certificate(&self, backend: &Backend) -> Backend {
-        let mut backend = backend.clone();
-        if let (Some(tls), Some(Ok(certificate))) =
-            (&mut backend.tls, &self.candidate.client_certificate)
-        {
-            tls.certificate = Some(certificate.clone());
-        }
-        backend
-    }
-
-    /// Where what comes to a listener of bytes goes.
-    fn forwards(&self, listener: &Listener) -> Vec<NamedForward> {
-        let named = self.attached.forwards.get(&listener.name);
-        let forward = |(route, hostnames): &Named| {
-            let resolved = self.resolved.get(route);
-            let object = self.routes.get(route);
-            NamedForward {
-                hostnames: hostnames.clone(),
-                forward: Forward {
-                    route: route.name.clone(),
-                    backends: resolved.map_or_else(Vec::new, |resolved| resolved.weighted.clone()),
-                    proxy_protocol: object.and_then(|route| route.proxy_protocol),
-                },
-            }
-        };
-        named.into_iter().flatten().map(forward).collect()
-    }
-
-    /// The route of a listener that tells no names apart.
-    fn forward(&self, listener: &Listener) -> Option<Forward> {
-        let forwards = self.forwards(listener);
-        forwards.into_iter().next().map(|named| named.forward)
-    }
-
-    fn udp_ports(&self) -> BTreeMap<u16, UdpListener> {
-        let listeners = self.candidate.listeners.iter();
-        let accepted = listeners.filter(|listener| listener.is_accepted());
-        let udp = accepted.filter(|l| matches!(l.protocol, Some(Protocol::Udp)));
-        let ports = udp.map(|listener| {
-            let udp = UdpListener {
-                name: listener.name.clone(),
-                route: self.forward(listener),
-            };
-            (listener.port, udp)
-        });
-        ports.collect()
-    }
-
-    /// The accepted listeners by port, those of TLS with the most specific hostname first.
-    fn ports(&self) -> BTreeMap<u16, Port> {
-        let mut ports = BTreeMap::new();
-        let listeners = self.candidate.listeners.iter();
-        let accepted = listeners.filter(|l| l.is_accepted());
-        for listener in accepted {
-            let name = listener.name.clone();
-            match &listener.protocol {
-                Some(Protocol::Tcp) => {
-                    let route = self.forward(listener);
-                    ports.insert(listener.port, Port::Tcp(TcpListener { name, route }));
-                }
-                Some(Protocol::Passthrough { hostname }) => {
-                    let tls = TlsListener {
-                        name,
-                        hostname: hostname.clone(),
-                        mode: TlsMode::Passthrough(self.forwards(listener)),
-                    };
-                    let port = ports.entry(listener.port);
-                    if let Port::Tls(listeners) = port.or_insert_with(|| Port::Tls(Vec::new())) {
-                        listeners.push(tls);
-                    }
-                }
-                Some(Protocol::Http { hostname }) => {
-                    let http = HttpListener {
-                        name,
-                        hostname: hostname.clone(),
-                        routes: self.http_routes(listener),
-                    };
-                    let port = ports.entry(listener.port);
-                    // Another kind is a conflict: neither is accepted.
-                    if let Port::Http(listeners) = port.or_insert_with(|| Port::Http(Vec::new())) {
-                        listeners.push(http);
-                    }
-                }
-                Some(Protocol::Https {
-                    hostname,
-                    certificates,
-                }) => {
-                    let tls = TlsListener {
-                        name,
-                        hostname: hostname.clone(),
-                        mode: TlsMode::Terminate(Termination {
-                            certificates: certificates.clone(),
-                            alpn: vec!["h2".into(), "http/1.1".into()],
-                            clients: listener.clients.clone(),
-                            routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
-                        }),
-                    };
-                    let port = ports.entry(listener.port);
-                    if let Port::Tls(listeners) = port.or_insert_with(|| Port::Tls(Vec::new())) {
-                        listeners.push(tls);
-                    }
-                }
-                Some(Protocol::Tls {
-                    hostname,
-                    certificates,
-                    alpn,
-                }) => {
-                    let tls = TlsListener {
-                        name,
-                        hostname: hostname.clone(),
-                        mode: TlsMode::Terminate(Termination {
-                            certificates: certificates.clone(),
-                            alpn: alpn.clone(),
-                            clients: listener.clients.clone(),
-                            routes: TlsRoutes::Forwards(self.forwards(listener)),
-                        }),
-                    };
-                    match ports
-                        .entry(listener.port)
-                        .or_insert_with(|| Port::Tls(Vec::new()))
-                    {
-                        Port::Tls(listeners) => listeners.push(tls),
-                        Port::Tcp(_) | Port::Http(_) => {} // a conflict: neither is accepted
-                    }
-                }
-                Some(Protocol::Udp) | None => {}
-            }
-        }
-        for port in ports.values_mut() {
-            if let Port::Http(listeners) = port {
-                let specificity = |listener: &HttpListener| {
-                    let hostname = listener.hostname.as_ref();
-                    Reverse(hostname.map(HostnamePattern::specificity))
-                };
-                listeners.sort_by_key(specificity);
-            }
-            if let Port::Tls(listeners) = port {
-                let specificity = |listener: &TlsListener| {
-                    let hostname = listener.hostname.as_ref();
-                    Reverse(hostname.map(HostnamePattern::specificity))
-                };
-                listeners.sort_by_key(specificity);
-            }
-        }
-        ports
-    }
-
-    /// The routes of a listener of HTTP, in the order of their precedence.
-    fn http_routes(&self, listener: &Listener) -> Vec<AttachedRoute> {
-        let attached = self.attached.http.get(&listener.name);
-        let attached = attached.into_iter().flatten();
-        let route = |(key, hostnames): &Named| AttachedRoute {
-            route: route_id(key),
-            hostnames: hostnames.clone(),
-        };
-        attached.map(route).collect()
     }
 
     pub(super) fn status(&self) -> GatewayStatus {

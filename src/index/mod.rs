@@ -39,6 +39,7 @@ mod objects;
 mod policies;
 mod routes;
 mod services;
+mod snapshots;
 pub mod status;
 
 pub use objects::{Key, Kind};

@@ -39,7 +39,7 @@ pub(super) fn backend_tls_policy(found: &mut Violations, policy: &BackendTlsPoli
     let well_known = validation.well_known_ca_certificates.as_deref();
     let well_known = well_known.unwrap_or_default();
     found.check(
-        (references > 0) != !well_known.is_empty(),
+        (references > 0) == well_known.is_empty(),
         "spec.validation",
         "needs either caCertificateRefs or wellKnownCACertificates",
     );
