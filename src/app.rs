@@ -62,9 +62,13 @@ impl From<&LimitArguments> for Limits {
             handshake_timeout: arguments.handshake_timeout,
             connect_timeout: arguments.connect_timeout,
             idle_timeout: arguments.idle_timeout,
+            head_timeout: arguments.head_timeout,
+            body_timeout: Some(arguments.body_timeout),
             connections: arguments.max_connections,
             connections_per_peer: arguments.max_connections_per_peer,
-            ..Self::default()
+            udp_idle_timeout: arguments.udp_idle_timeout,
+            udp_flows: arguments.max_udp_flows,
+            udp_flows_per_peer: arguments.max_udp_flows_per_peer,
         }
     }
 }

@@ -296,6 +296,12 @@ pub struct LimitArguments {
     /// End connections that moved no byte for so long [default: never]
     #[arg(long, env = "TAILWAY_IDLE_TIMEOUT", value_parser = duration, value_name = "DURATION")]
     pub idle_timeout: Option<Duration>,
+    /// How long the head of a request may take
+    #[arg(long, env = "TAILWAY_HEAD_TIMEOUT", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub head_timeout: Duration,
+    /// End requests whose bodies do not move for so long
+    #[arg(long, env = "TAILWAY_BODY_TIMEOUT", default_value = "5m", value_parser = duration, value_name = "DURATION")]
+    pub body_timeout: Duration,
     /// Open connections per listener
     #[arg(
         long,
@@ -312,6 +318,25 @@ pub struct LimitArguments {
         value_name = "COUNT"
     )]
     pub max_connections_per_peer: usize,
+    /// End flows of UDP on which no datagram passed for so long
+    #[arg(long, env = "TAILWAY_UDP_IDLE_TIMEOUT", default_value = "60s", value_parser = duration, value_name = "DURATION")]
+    pub udp_idle_timeout: Duration,
+    /// Open flows per UDP listener
+    #[arg(
+        long,
+        env = "TAILWAY_MAX_UDP_FLOWS",
+        default_value_t = 10_000,
+        value_name = "COUNT"
+    )]
+    pub max_udp_flows: usize,
+    /// Open flows per UDP listener and tailnet peer
+    #[arg(
+        long,
+        env = "TAILWAY_MAX_UDP_FLOWS_PER_PEER",
+        default_value_t = 1_000,
+        value_name = "COUNT"
+    )]
+    pub max_udp_flows_per_peer: usize,
 }
 
 /// Parses `500ms`, `10s`, `5m`, `1h`: the units of Gateway API durations (GEP-2257), one at a time.

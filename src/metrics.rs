@@ -3,9 +3,11 @@
 mod controller;
 mod discovery;
 mod http;
+mod udp;
 
 pub use discovery::PodMeter;
 pub use http::{Ended, HttpLabels, HttpMeter, OpenRequest, WeakHttpMeter};
+pub use udp::{FlowMeter, UdpMetrics};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, LabelSetEncoder, text::encode},
@@ -89,6 +91,7 @@ struct Inner {
     certificate_expiry: Family<NameLabels, Gauge<f64, AtomicU64>>,
     node_running: Family<GatewayLabels, Gauge<i64, AtomicI64>>,
     node_peers: Family<PathLabels, Gauge<i64, AtomicI64>>,
+    udp: udp::Families,
     discovery: discovery::Families,
     controller: controller::Families,
     http: http::Families,
@@ -154,6 +157,7 @@ impl Default for Metrics {
             certificate_expiry: Family::default(),
             node_running: Family::default(),
             node_peers: Family::default(),
+            udp: udp::Families::default(),
             discovery: discovery::Families::new(),
             controller: controller::Families::new(),
             http: http::Families::new(),
@@ -225,6 +229,7 @@ impl Default for Metrics {
             "Peers with recent traffic, by how they are reached",
             inner.node_peers.clone(),
         );
+        inner.udp.register(&mut registry);
         inner.discovery.register(&mut registry);
         inner.controller.register(&mut registry);
         inner.http.register(&mut registry);

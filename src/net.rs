@@ -5,17 +5,25 @@
 //! as a stream or splices it to a backend, whichever the network does best.
 
 pub mod host;
+mod packets;
 pub mod relay;
 pub mod tailnet;
 
 use crate::model::Identity;
-use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 
-/// Source and destination of a TCP connection, as the network sees them.
+/// Source and destination of a connection or a datagram, as the network sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Flow {
     pub source: SocketAddr,
@@ -25,6 +33,7 @@ pub struct Flow {
 /// A place where listeners can be bound.
 pub trait Network: Clone + Send + Sync + 'static {
     type Listener: Listener;
+    type Datagrams: Datagrams;
 
     /// Listens on `port` of every address of the network.
     ///
@@ -35,6 +44,13 @@ pub trait Network: Clone + Send + Sync + 'static {
         port: u16,
         admission: Arc<dyn Admission>,
     ) -> impl Future<Output = Result<Self::Listener, BindError>> + Send;
+
+    /// Receives datagrams on `port` of every address of the network, also of those that it gets
+    /// later.
+    fn bind_datagrams(
+        &self,
+        port: u16,
+    ) -> impl Future<Output = Result<Self::Datagrams, BindError>> + Send;
 }
 
 /// Says whether a connection may come in. Must not block.
@@ -52,6 +68,36 @@ pub trait Listener: Send + 'static {
 
     /// Waits for the next connection; `None` once the network is gone. Cancel-safe.
     fn accept(&mut self) -> impl Future<Output = Option<Self::Accepted>> + Send;
+}
+
+/// A bound port of UDP. It is free once this and its replies are dropped.
+pub trait Datagrams: Send + 'static {
+    type Replies: Replies;
+
+    /// The address it is bound to, as [`Listener::address`].
+    fn address(&self) -> SocketAddr;
+
+    /// What answers are sent by.
+    fn replies(&self) -> Arc<Self::Replies>;
+
+    /// Waits for the next datagram: its payload, in `buffer`, and who asked whom. Cancel-safe.
+    /// A buffer of [`relay::BUFFER`] bytes holds any.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` once the network is gone.
+    fn receive<'b>(
+        &mut self,
+        buffer: &'b mut [u8],
+    ) -> impl Future<Output = io::Result<(&'b [u8], Flow)>> + Send;
+}
+
+/// Sends answers to datagrams.
+pub trait Replies: Send + Sync + 'static {
+    /// Sends a payload to the source of a flow, from the flow's destination.
+    fn send(&self, payload: &[u8], flow: &Flow) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Who a peer is; `None` where the network does not know.
+    fn identity(&self, peer: IpAddr) -> Option<Arc<Identity>>;
 }
 
 /// A connection that was accepted and not yet used. Dropping it resets it.

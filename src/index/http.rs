@@ -7,7 +7,7 @@
 use super::{routes::BackendRef, status::Finding};
 use crate::{
     api::{
-        conditions as c,
+        GATEWAY_GROUP, conditions as c,
         gateway_api::httproutes::{
             HttpRouteRules, HttpRouteRulesFilters, HttpRouteRulesFiltersCors,
             HttpRouteRulesFiltersRequestHeaderModifier, HttpRouteRulesFiltersRequestMirror,
@@ -216,10 +216,13 @@ impl<'a> Reader<'a> {
                 .cors
                 .as_ref()
                 .map(|filter| Ok(HttpFilter::Cors(cors(filter)))),
-            FilterType::ExtensionRef => {
-                self.unresolved.push(extension(filter));
-                Some(Ok(HttpFilter::Broken))
-            }
+            FilterType::ExtensionRef => Some(match unknown(filter) {
+                Some(kind) => Err(format!("there are no filters of type {kind}")),
+                None => {
+                    self.unresolved.push(extension(filter));
+                    Ok(HttpFilter::Broken)
+                }
+            }),
         };
         let message = match read {
             Some(Ok(filter)) => return filter,
@@ -261,6 +264,12 @@ impl<'a> Reader<'a> {
             denominator,
         }
     }
+}
+
+/// The type of a filter that stands for one which is not known.
+fn unknown(filter: &HttpRouteRulesFilters) -> Option<&str> {
+    let reference = filter.extension_ref.as_ref()?;
+    (reference.group == GATEWAY_GROUP).then_some(&reference.kind)
 }
 
 /// No kind of filters is known beyond the specification's.

@@ -1,20 +1,19 @@
-//! What is known of a Gateway to what its proxy is to serve.
+//! What a Gateway serves, from what is known of it.
 
 use super::{
-    Kind,
     gateways::Known,
     listeners::{Listener, Protocol},
-    objects::Key,
+    objects::{Key, Kind},
     routes::Named,
 };
 use crate::model::{
-    AttachedRoute, Backend, Forward, HostnamePattern, HttpListener, HttpRouteKind, NamedForward,
-    NodeSpec, Port, RouteId, Snapshot, TcpListener, Termination, TlsListener, TlsMode, TlsRoutes,
-    UdpListener,
+    AttachedRoute, Backend, Certificates, Forward, HostnamePattern, HttpListener, HttpRouteKind,
+    NamedForward, NodeSpec, Port, RouteId, Snapshot, TcpListener, Termination, TlsListener,
+    TlsMode, TlsRoutes, UdpListener,
 };
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet},
 };
 
 impl Known<'_> {
@@ -61,95 +60,6 @@ impl Known<'_> {
         backend
     }
 
-    fn accepted_listeners(&self) -> impl Iterator<Item = &Listener> {
-        let listeners = self.candidate.listeners.iter();
-        listeners.filter(|listener| listener.is_accepted())
-    }
-
-    fn udp_ports(&self) -> BTreeMap<u16, UdpListener> {
-        let udp = |listener: &&Listener| matches!(listener.protocol, Some(Protocol::Udp));
-        let ports = self.accepted_listeners().filter(udp).map(|listener| {
-            let udp = UdpListener {
-                name: listener.name.clone(),
-                route: self.forward(listener),
-            };
-            (listener.port, udp)
-        });
-        ports.collect()
-    }
-
-    /// The accepted listeners by port, the most specific hostname first.
-    fn ports(&self) -> BTreeMap<u16, Port> {
-        let mut ports = BTreeMap::new();
-        for listener in self.accepted_listeners() {
-            let Some(own) = self.port(listener) else {
-                continue;
-            };
-            match ports.entry(listener.port) {
-                Entry::Vacant(place) => drop(place.insert(own)),
-                Entry::Occupied(mut there) => match (there.get_mut(), own) {
-                    (Port::Http(all), Port::Http(own)) => all.extend(own),
-                    (Port::Tls(all), Port::Tls(own)) => all.extend(own),
-                    _ => {} // a conflict: neither is accepted
-                },
-            }
-        }
-        ports.values_mut().for_each(most_specific_first);
-        ports
-    }
-
-    /// A port of TCP with one listener.
-    fn port(&self, listener: &Listener) -> Option<Port> {
-        let name = listener.name.clone();
-        let tls = |hostname: &Option<HostnamePattern>, mode| {
-            Port::Tls(vec![TlsListener {
-                name: listener.name.clone(),
-                hostname: hostname.clone(),
-                mode,
-            }])
-        };
-        Some(match listener.protocol.as_ref()? {
-            Protocol::Udp => return None,
-            Protocol::Tcp => Port::Tcp(TcpListener {
-                name,
-                route: self.forward(listener),
-            }),
-            Protocol::Passthrough { hostname } => {
-                tls(hostname, TlsMode::Passthrough(self.forwards(listener)))
-            }
-            Protocol::Http { hostname } => Port::Http(vec![HttpListener {
-                name,
-                hostname: hostname.clone(),
-                routes: self.http_routes(listener),
-            }]),
-            Protocol::Https {
-                hostname,
-                certificates,
-            } => {
-                let mode = TlsMode::Terminate(Termination {
-                    certificates: certificates.clone(),
-                    alpn: vec!["h2".into(), "http/1.1".into()],
-                    clients: listener.clients.clone(),
-                    routes: TlsRoutes::HttpRoutes(self.http_routes(listener)),
-                });
-                tls(hostname, mode)
-            }
-            Protocol::Tls {
-                hostname,
-                certificates,
-                alpn,
-            } => {
-                let mode = TlsMode::Terminate(Termination {
-                    certificates: certificates.clone(),
-                    alpn: alpn.clone(),
-                    clients: listener.clients.clone(),
-                    routes: TlsRoutes::Forwards(self.forwards(listener)),
-                });
-                tls(hostname, mode)
-            }
-        })
-    }
-
     /// Where what comes to a listener of bytes goes.
     fn forwards(&self, listener: &Listener) -> Vec<NamedForward> {
         let named = self.attached.forwards.get(&listener.name);
@@ -174,6 +84,84 @@ impl Known<'_> {
         forwards.into_iter().next().map(|named| named.forward)
     }
 
+    fn udp_ports(&self) -> BTreeMap<u16, UdpListener> {
+        let listeners = self.candidate.listeners.iter();
+        let accepted = listeners.filter(|listener| listener.is_accepted());
+        let udp = accepted.filter(|l| matches!(l.protocol, Some(Protocol::Udp)));
+        let ports = udp.map(|listener| {
+            let udp = UdpListener {
+                name: listener.name.clone(),
+                route: self.forward(listener),
+            };
+            (listener.port, udp)
+        });
+        ports.collect()
+    }
+
+    /// The accepted listeners by port, the most specific hostname first.
+    fn ports(&self) -> BTreeMap<u16, Port> {
+        let mut ports = BTreeMap::new();
+        let listeners = self.candidate.listeners.iter();
+        for listener in listeners.filter(|listener| listener.is_accepted()) {
+            let Some(port) = self.port(listener) else {
+                continue;
+            };
+            match (ports.get_mut(&listener.port), port) {
+                (None, port) => drop(ports.insert(listener.port, port)),
+                (Some(Port::Http(there)), Port::Http(more)) => there.extend(more),
+                (Some(Port::Tls(there)), Port::Tls(more)) => there.extend(more),
+                (Some(_), _) => {} // a conflict: neither is accepted
+            }
+        }
+        ports.values_mut().for_each(most_specific_first);
+        ports
+    }
+
+    /// What a listener makes of its port; `None`: nothing of TCP.
+    fn port(&self, listener: &Listener) -> Option<Port> {
+        let name = listener.name.clone();
+        let hostname = listener.hostname().cloned();
+        let terminate = |certificates: &Certificates, alpn, routes| {
+            TlsMode::Terminate(Termination {
+                certificates: certificates.clone(),
+                alpn,
+                clients: listener.clients.clone(),
+                routes,
+            })
+        };
+        let mode = match listener.protocol.as_ref()? {
+            Protocol::Udp => return None,
+            Protocol::Tcp => {
+                let route = self.forward(listener);
+                return Some(Port::Tcp(TcpListener { name, route }));
+            }
+            Protocol::Http { .. } => {
+                return Some(Port::Http(vec![HttpListener {
+                    name,
+                    hostname,
+                    routes: self.http_routes(listener),
+                }]));
+            }
+            Protocol::Https { certificates, .. } => {
+                let alpn = vec!["h2".into(), "http/1.1".into()];
+                let routes = TlsRoutes::HttpRoutes(self.http_routes(listener));
+                terminate(certificates, alpn, routes)
+            }
+            Protocol::Tls {
+                certificates, alpn, ..
+            } => {
+                let routes = TlsRoutes::Forwards(self.forwards(listener));
+                terminate(certificates, alpn.clone(), routes)
+            }
+            Protocol::Passthrough { .. } => TlsMode::Passthrough(self.forwards(listener)),
+        };
+        Some(Port::Tls(vec![TlsListener {
+            name,
+            hostname,
+            mode,
+        }]))
+    }
+
     /// The routes of a listener of HTTP, in the order of their precedence.
     fn http_routes(&self, listener: &Listener) -> Vec<AttachedRoute> {
         let attached = self.attached.http.get(&listener.name);
@@ -186,16 +174,6 @@ impl Known<'_> {
     }
 }
 
-fn most_specific_first(port: &mut Port) {
-    let specificity =
-        |hostname: Option<&HostnamePattern>| Reverse(hostname.map(HostnamePattern::specificity));
-    match port {
-        Port::Tcp(_) => {}
-        Port::Http(listeners) => listeners.sort_by_key(|l| specificity(l.hostname.as_ref())),
-        Port::Tls(listeners) => listeners.sort_by_key(|l| specificity(l.hostname.as_ref())),
-    }
-}
-
 fn route_id(key: &Key) -> RouteId {
     RouteId {
         kind: match key.kind {
@@ -203,5 +181,17 @@ fn route_id(key: &Key) -> RouteId {
             _ => HttpRouteKind::Http,
         },
         name: key.name.clone(),
+    }
+}
+
+/// Those without a hostname come last.
+fn most_specific_first(port: &mut Port) {
+    let specificity = |hostname: &Option<HostnamePattern>| {
+        Reverse(hostname.as_ref().map(HostnamePattern::specificity))
+    };
+    match port {
+        Port::Tcp(_) => {}
+        Port::Http(listeners) => listeners.sort_by_key(|of| specificity(&of.hostname)),
+        Port::Tls(listeners) => listeners.sort_by_key(|of| specificity(&of.hostname)),
     }
 }

@@ -1,8 +1,8 @@
 //! Listeners on sockets of this host.
 
 use super::{
-    Accepted, Admission, BindError, End, Flow, Listener, Network, SpliceOptions, Stream, Transfer,
-    relay::copy_both,
+    Accepted, Admission, BindError, Datagrams, End, Flow, Listener, Network, Replies,
+    SpliceOptions, Stream, Transfer, relay::copy_both,
 };
 use crate::model::Identity;
 use socket2::SockRef;
@@ -16,7 +16,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpStream, UdpSocket},
 };
 
 /// An address of this host.
@@ -43,6 +43,14 @@ pub struct HostAccepted {
 #[derive(Debug)]
 pub struct HostStream(TcpStream);
 
+/// A port of UDP of this host. Where it is bound to no address in particular, the system chooses
+/// the one that answers come from.
+#[derive(Debug)]
+pub struct HostDatagrams {
+    socket: Arc<UdpSocket>,
+    address: SocketAddr,
+}
+
 /// Makes closing a socket a reset (RFC 9293 §3.10.5, by `SO_LINGER` of zero).
 pub fn reset_on_close(stream: &TcpStream) {
     // A socket that refuses is gone already.
@@ -59,6 +67,7 @@ impl HostNetwork {
 
 impl Network for HostNetwork {
     type Listener = HostListener;
+    type Datagrams = HostDatagrams;
 
     async fn bind(
         &self,
@@ -75,10 +84,25 @@ impl Network for HostNetwork {
                     admission,
                 })
             });
-        bound.map_err(|error| match error.kind() {
-            io::ErrorKind::AddrInUse => BindError::InUse(port),
-            _ => BindError::Io { port, error },
-        })
+        bound.map_err(|error| bind_error(port, error))
+    }
+
+    async fn bind_datagrams(&self, port: u16) -> Result<HostDatagrams, BindError> {
+        let bound = UdpSocket::bind((self.ip, port)).await;
+        let bound = bound.and_then(|socket| {
+            Ok(HostDatagrams {
+                address: socket.local_addr()?,
+                socket: Arc::new(socket),
+            })
+        });
+        bound.map_err(|error| bind_error(port, error))
+    }
+}
+
+fn bind_error(port: u16, error: io::Error) -> BindError {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse(port),
+        _ => BindError::Io { port, error },
     }
 }
 
@@ -87,6 +111,16 @@ impl std::fmt::Debug for HostListener {
         f.debug_struct("HostListener")
             .field("address", &self.address)
             .finish_non_exhaustive()
+    }
+}
+
+impl HostListener {
+    /// The address that a client asked for.
+    fn asked(&self, stream: &TcpStream) -> SocketAddr {
+        match self.address.ip().is_unspecified() {
+            true => stream.local_addr().unwrap_or(self.address),
+            false => self.address,
+        }
     }
 }
 
@@ -103,7 +137,7 @@ impl Listener for HostListener {
                 Ok((stream, source)) => {
                     let flow = Flow {
                         source,
-                        destination: self.address,
+                        destination: self.asked(&stream),
                     };
                     if self.admission.admit(&flow) {
                         return Some(HostAccepted { stream, flow });
@@ -171,6 +205,39 @@ impl Accepted for HostAccepted {
 /// Undoes [`reset_on_close`].
 pub fn close_in_order(stream: &TcpStream) {
     let _ = SockRef::from(stream).set_linger(None);
+}
+
+// === impl HostDatagrams ===
+
+impl Datagrams for HostDatagrams {
+    type Replies = UdpSocket;
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    fn replies(&self) -> Arc<UdpSocket> {
+        Arc::clone(&self.socket)
+    }
+
+    async fn receive<'b>(&mut self, buffer: &'b mut [u8]) -> io::Result<(&'b [u8], Flow)> {
+        let (length, source) = self.socket.recv_from(buffer).await?;
+        let flow = Flow {
+            source,
+            destination: self.address,
+        };
+        Ok((&buffer[..length], flow))
+    }
+}
+
+impl Replies for UdpSocket {
+    async fn send(&self, payload: &[u8], flow: &Flow) -> io::Result<()> {
+        self.send_to(payload, flow.source).await.map(drop)
+    }
+
+    fn identity(&self, _: IpAddr) -> Option<Arc<Identity>> {
+        None
+    }
 }
 
 // === impl HostStream ===

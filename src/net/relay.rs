@@ -19,7 +19,7 @@ use tokio::{
 };
 
 /// What one read moves at most: four TLS records of full size (RFC 8446 §5.1).
-const BUFFER: usize = 64 * 1024;
+pub const BUFFER: usize = 64 * 1024;
 
 /// Buffers that a thread keeps for the next connection.
 const POOL: usize = 16;

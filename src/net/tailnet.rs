@@ -2,6 +2,7 @@
 
 use super::{
     Accepted, Admission, BindError, End, Flow, Listener, Network, SpliceOptions, Stream, Transfer,
+    packets::NodeDatagrams,
 };
 use crate::{
     model::Identity,
@@ -16,6 +17,7 @@ use tokio::net::TcpStream;
 
 impl Network for Node {
     type Listener = NodeListener;
+    type Datagrams = NodeDatagrams;
 
     async fn bind(
         &self,
@@ -31,18 +33,21 @@ impl Network for Node {
         let listener = self
             .listen(port, Arc::new(admit))
             .map_err(|error| BindError::Tailnet { port, error })?;
-        let ip = self
-            .watch()
-            .borrow()
-            .ips
-            .first()
-            .copied()
-            .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         Ok(NodeListener {
             listener,
-            address: SocketAddr::new(ip, port),
+            address: address(self, port),
         })
     }
+
+    async fn bind_datagrams(&self, port: u16) -> Result<NodeDatagrams, BindError> {
+        NodeDatagrams::bind(self, port)
+    }
+}
+
+/// The first address of a node, if it has one yet.
+pub(super) fn address(node: &Node, port: u16) -> SocketAddr {
+    let ip = node.watch().borrow().ips.first().copied();
+    SocketAddr::new(ip.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), port)
 }
 
 /// A port of a node.

@@ -1,7 +1,9 @@
 //! Which endpoint a connection or request goes to.
 
 use super::{backend_tls::Link, http::Pool};
-use crate::model::{Backend, BackendId, BackendProtocol, Endpoint, Forward, Snapshot};
+use crate::model::{
+    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, Snapshot,
+};
 use std::{
     collections::{BTreeMap, HashMap},
     io,
@@ -24,6 +26,8 @@ pub(super) struct Backends {
 #[derive(Debug)]
 pub(super) struct Route {
     pub(super) name: String,
+    /// How its backends are told of clients.
+    pub(super) proxy_protocol: Option<ProxyProtocol>,
     backends: Vec<Option<Arc<Balancer>>>,
     weights: Weights,
 }
@@ -61,7 +65,7 @@ pub(super) struct Tracked {
 const SET_ASIDE: Duration = Duration::from_secs(5);
 
 /// Milliseconds since the first question, from 1.
-fn clock() -> u64 {
+pub(super) fn clock() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let millis = START.get_or_init(Instant::now).elapsed().as_millis();
     u64::try_from(millis).unwrap_or(u64::MAX).saturating_add(1)
@@ -111,6 +115,7 @@ impl Backends {
         let backends = forward.backends.iter();
         Route {
             name: forward.route.to_string(),
+            proxy_protocol: forward.proxy_protocol,
             weights: Weights::new(backends.clone().map(|weighted| weighted.weight)),
             backends: backends
                 .map(|weighted| self.find(weighted.backend.as_ref()?))
@@ -124,6 +129,18 @@ impl Route {
     pub(super) fn draw(&self) -> Option<&Arc<Balancer>> {
         self.backends.get(self.weights.draw()?)?.as_ref()
     }
+
+    /// Whether a draw may fall on this endpoint.
+    pub(super) fn reaches(&self, endpoint: &Arc<Tracked>) -> bool {
+        let mut drawn = self.backends.iter().zip(self.weights.each());
+        drawn.any(|(backend, weight)| {
+            weight > 0
+                && backend.as_ref().is_some_and(|balancer| {
+                    let mut endpoints = balancer.endpoints.iter();
+                    endpoints.any(|known| Arc::ptr_eq(known, endpoint))
+                })
+        })
+    }
 }
 
 impl Weights {
@@ -136,6 +153,14 @@ impl Weights {
         Self {
             upto: upto.collect(),
         }
+    }
+
+    fn each(&self) -> impl Iterator<Item = u64> {
+        let before = std::iter::once(&0).chain(&self.upto);
+        self.upto
+            .iter()
+            .zip(before)
+            .map(|(upto, before)| upto - before)
     }
 
     /// Draws one of them; `None` when all weigh nothing.

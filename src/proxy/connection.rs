@@ -2,14 +2,19 @@
 
 use super::{
     Limits,
+    access::{Access, Course},
     balance::{Balancer, Connected, Route, Unreachable},
+    forwards::Forwards,
     http::{self, CurrentPort, HttpPort, Peer, Version},
     limits::Place,
-    tls::{self, ReadAhead, TlsPort},
+    proxy_protocol::Client,
+    read_ahead::ReadAhead,
+    tls::{self, Secured, Serves, TlsPort},
 };
 use crate::{
     drain::Drain,
     metrics::{ListenerMetrics, Metrics},
+    model::Identity,
     net::{
         Accepted, End, Flow, Progress, SpliceOptions, Stream, Transfer,
         host::{close_in_order, reset_on_close},
@@ -21,11 +26,10 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::{self, Poll},
-    time::Instant,
+    task::{self, Poll, ready},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 use tokio_rustls::server::TlsStream;
@@ -42,7 +46,7 @@ pub(super) enum Serving {
     },
 }
 
-/// What becomes of the plain bytes of a TLS listener.
+/// What becomes of the bytes of a TLS listener.
 #[derive(Debug)]
 pub(super) enum Then {
     Forward(Served),
@@ -56,12 +60,12 @@ pub(super) struct Connection {
     pub(super) drain: Drain,
 }
 
-/// A listener and the route that it has.
+/// A listener and the routes that it has for bytes.
 #[derive(Debug)]
 pub(super) struct Served {
     pub(super) listener: String,
     pub(super) metrics: ListenerMetrics,
-    pub(super) route: Option<Arc<Route>>,
+    pub(super) forwards: Forwards,
 }
 
 /// What all connections of a Gateway share.
@@ -72,19 +76,28 @@ pub(super) struct Context {
     pub(super) metrics: Metrics,
 }
 
-/// A TLS peer; unless it ended in order, dropping it resets it.
-struct TlsPeer<S: Stream> {
-    stream: TlsStream<ReadAhead<S>>,
+/// A peer of TLS; unless it ended in order, dropping it resets it.
+struct TlsPeer<T: Transport> {
+    stream: T,
     server_name: String,
     in_order: bool,
 }
 
-/// Who a connection is from, for its log line.
-struct Access {
-    flow: Flow,
-    peer: String,
-    node: String,
-    started: Instant,
+/// Bytes from a peer, whose end by reset is an error.
+trait Transport: AsyncRead + AsyncWrite + Unpin {
+    fn reset(&self);
+
+    /// The protocol that ALPN agreed on, where TLS ends here.
+    fn protocol(&self) -> Option<&[u8]>;
+}
+
+/// TLS that ends at the backend.
+struct Passed<S>(ReadAhead<S>);
+
+/// A peer and what its listener serves.
+enum Greeted<'a, S: Stream> {
+    Plain(Box<TlsPeer<TlsStream<ReadAhead<S>>>>, &'a Then),
+    Passed(Box<TlsPeer<Passed<S>>>, &'a Served),
 }
 
 /// Serves one connection of a port. Dropping the future resets it.
@@ -99,12 +112,12 @@ pub(super) async fn serve<A: Accepted>(accepted: A, connection: Connection, plac
 }
 
 impl Connection {
-    fn peer<A: Accepted>(&self, accepted: &A, scheme: &'static str) -> Peer {
+    fn peer(&self, flow: Flow, identity: Option<Arc<Identity>>, scheme: &'static str) -> Peer {
         Peer {
             context: Arc::clone(&self.context),
             drain: self.drain.clone(),
-            address: accepted.flow().source.ip(),
-            identity: accepted.identity(),
+            address: flow.source.ip(),
+            identity,
             scheme,
             port: CurrentPort {
                 serving: Arc::clone(&self.port),
@@ -116,8 +129,17 @@ impl Connection {
     }
 }
 
+impl Serves for Then {
+    fn is_for(&self, server_name: &str) -> bool {
+        match self {
+            Self::Forward(served) => served.forwards.find(server_name).is_some(),
+            Self::Http(_) => true,
+        }
+    }
+}
+
 async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &Place) {
-    let peer = Arc::new(connection.peer(&accepted, "http"));
+    let peer = Arc::new(connection.peer(accepted.flow(), accepted.identity(), "http"));
     let progress = Arc::new(Progress::default());
     let mut meter = place.port_metrics().open(read(&progress));
     let stream = match accepted.open() {
@@ -133,26 +155,36 @@ async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &P
 }
 
 async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context) {
-    let access = Access::of(&accepted);
-    let Some((backend, connected)) = connect(context, served).await else {
+    let access = Access::of(accepted.flow(), || accepted.identity());
+    let Some((route, backend, connected)) = connect(context, served, "").await else {
         return accepted.reset();
+    };
+    let prefix = match route.proxy_protocol {
+        Some(version) => {
+            let identity = accepted.identity();
+            Client::of(access.flow, identity.as_deref()).header(version)
+        }
+        None => Vec::new(),
     };
     let progress = Arc::new(Progress::default());
     let mut meter = served.metrics.open(read(&progress));
     let options = SpliceOptions {
-        prefix: Vec::new(),
+        prefix,
         idle_timeout: context.limits.idle_timeout,
         progress,
     };
     let transfer = accepted.splice(backend, options).await;
     meter.ended(transfer.end.as_str());
-    access.log(
-        context,
-        served,
-        &connected.endpoint().to_string(),
-        &transfer,
-        "",
-    );
+    let course = Course {
+        listener: &served.listener,
+        route,
+        endpoint: connected.endpoint().to_string(),
+        server_name: "",
+        received: transfer.received,
+        sent: transfer.sent,
+        end: transfer.end.as_str(),
+    };
+    access.log(context, "connection", &course);
 }
 
 async fn serve_tls<A: Accepted>(
@@ -162,38 +194,33 @@ async fn serve_tls<A: Accepted>(
     connection: &Connection,
 ) {
     let context = &*connection.context;
-    let access = Access::of(&accepted);
-    let peer_of = connection.peer(&accepted, "https");
+    let identity = accepted.identity();
+    let access = Access::of(accepted.flow(), || identity.clone());
     // On the heap while it lasts: it is several times what remains afterwards.
     let greeting = Box::pin(greet(accepted, tls, place, context));
-    let (mut peer, then) = match greeting.await {
-        Ok(greeted) => greeted,
-        Err(reason) => return access.log_failure(context, reason),
-    };
-    let served = match then {
-        Then::Forward(served) => served,
-        Then::Http(served) => return Box::pin(serve_https(peer, served, peer_of)).await,
-    };
-    let Some((backend, connected)) = connect(context, served).await else {
-        return;
-    };
-    let progress = Arc::new(Progress::default());
-    let mut meter = served.metrics.open(read(&progress));
-    let transfer = relay_tls(&mut peer, backend, context, &progress).await;
-    meter.ended(transfer.end.as_str());
-    access.log(
-        context,
-        served,
-        &connected.endpoint().to_string(),
-        &transfer,
-        &peer.server_name,
-    );
+    match greeting.await {
+        Ok(Greeted::Plain(peer, Then::Http(served))) => {
+            let peer_of = connection.peer(access.flow, identity, "https");
+            Box::pin(serve_https(peer, served, peer_of)).await;
+        }
+        Ok(Greeted::Plain(peer, Then::Forward(served))) => {
+            pass_on(peer, served, context, &access, identity).await;
+        }
+        Ok(Greeted::Passed(peer, served)) => {
+            pass_on(peer, served, context, &access, identity).await;
+        }
+        Err(reason) => access.log_failure(context, reason),
+    }
 }
 
-async fn serve_https<S: Stream>(mut tls: Box<TlsPeer<S>>, served: &Served, mut peer: Peer) {
+async fn serve_https<S: Stream>(
+    mut tls: Box<TlsPeer<TlsStream<ReadAhead<S>>>>,
+    served: &Served,
+    mut peer: Peer,
+) {
     peer.listener = Some(served.listener.clone());
     peer.server_name.clone_from(&tls.server_name);
-    let version = match tls.stream.get_ref().1.alpn_protocol() {
+    let version = match tls.stream.protocol() {
         Some(b"h2") => Version::Http2,
         _ => Version::Http1,
     };
@@ -211,21 +238,14 @@ async fn greet<'a, A: Accepted>(
     tls: &'a TlsPort<Then>,
     place: &Place,
     context: &Context,
-) -> Result<(Box<TlsPeer<A::Stream>>, &'a Then), &'static str> {
+) -> Result<Greeted<'a, A::Stream>, &'static str> {
     let stream = accepted.open().map_err(|error| {
         tracing::debug!(gateway = context.gateway, %error, "connection gone before it was opened");
         tls::Failure::Closed.as_str()
     })?;
     let handshake = tokio::time::timeout(context.limits.handshake_timeout, tls.accept(stream));
     let (served, reason) = match handshake.await {
-        Ok(Ok(accepted)) => {
-            let peer = TlsPeer {
-                stream: accepted.stream,
-                server_name: accepted.server_name,
-                in_order: false,
-            };
-            return Ok((Box::new(peer), accepted.serving));
-        }
+        Ok(Ok(accepted)) => return Ok(Greeted::of(accepted)),
         Ok(Err((served, failure))) => (served, failure.as_str()),
         Err(_) => (None, "timeout"),
     };
@@ -236,22 +256,64 @@ async fn greet<'a, A: Accepted>(
     Err(reason)
 }
 
-/// Copies between a TLS peer and a plain backend. A peer that ends without `close_notify` did not
-/// end (RFC 8446 §6.1): the backend is reset, so that it does not take a cut message for a whole.
-async fn relay_tls<S: Stream>(
-    peer: &mut TlsPeer<S>,
+/// Passes the bytes of a peer on to the backend of its server name.
+async fn pass_on<T: Transport>(
+    mut peer: Box<TlsPeer<T>>,
+    served: &Served,
+    context: &Context,
+    access: &Access,
+    identity: Option<Arc<Identity>>,
+) {
+    let connected = connect(context, served, &peer.server_name).await;
+    let Some((route, backend, connected)) = connected else {
+        return;
+    };
+    let header = route.proxy_protocol.map(|version| {
+        let client = Client {
+            server_name: &peer.server_name,
+            protocol: peer.stream.protocol(),
+            ..Client::of(access.flow, identity.as_deref())
+        };
+        client.header(version)
+    });
+    let progress = Arc::new(Progress::default());
+    let mut meter = served.metrics.open(read(&progress));
+    let transfer = relay(&mut peer, backend, header, context, &progress).await;
+    meter.ended(transfer.end.as_str());
+    let course = Course {
+        listener: &served.listener,
+        route,
+        endpoint: connected.endpoint().to_string(),
+        server_name: &peer.server_name,
+        received: transfer.received,
+        sent: transfer.sent,
+        end: transfer.end.as_str(),
+    };
+    access.log(context, "connection", &course);
+}
+
+/// Copies between a peer and its backend, which is told `header` first. A peer whose TLS ends here
+/// without `close_notify` did not end (RFC 8446 §6.1): the backend is reset, so that it does not
+/// take a cut message for a whole.
+async fn relay<T: Transport>(
+    peer: &mut TlsPeer<T>,
     mut backend: TcpStream,
+    header: Option<Vec<u8>>,
     context: &Context,
     progress: &Progress,
 ) -> Transfer {
     reset_on_close(&backend);
-    let end = copy_both(
-        &mut peer.stream,
-        &mut backend,
-        context.limits.idle_timeout,
-        progress,
-    )
-    .await;
+    let told = match header {
+        Some(header) => backend.write_all(&header).await,
+        None => Ok(()),
+    };
+    let end = match told {
+        Ok(()) => {
+            let idle_timeout = context.limits.idle_timeout;
+            copy_both(&mut peer.stream, &mut backend, idle_timeout, progress).await
+        }
+        Err(_) => End::BackendReset,
+    };
     if end == End::Eof {
         close_in_order(&backend);
         peer.in_order = true;
@@ -263,9 +325,12 @@ async fn relay_tls<S: Stream>(
     }
 }
 
-/// The backend drawn for a connection; what is refused is counted.
-fn backend_of(served: &Served) -> Option<&Arc<Balancer>> {
-    let Some(route) = &served.route else {
+/// The route for a server name and the backend drawn from it; what is refused is counted.
+fn backend_of<'a>(
+    served: &'a Served,
+    server_name: &str,
+) -> Option<(&'a Arc<Route>, &'a Arc<Balancer>)> {
+    let Some(route) = served.forwards.find(server_name) else {
         served.metrics.refused("no_route");
         return None;
     };
@@ -273,12 +338,16 @@ fn backend_of(served: &Served) -> Option<&Arc<Balancer>> {
     if drawn.is_none() {
         served.metrics.refused("invalid_backend");
     }
-    drawn
+    Some((route, drawn?))
 }
 
 /// Connects to the backend drawn for a connection; what fails is counted.
-async fn connect(context: &Context, served: &Served) -> Option<(TcpStream, Connected)> {
-    let balancer = backend_of(served)?;
+async fn connect<'a>(
+    context: &Context,
+    served: &'a Served,
+    server_name: &str,
+) -> Option<(&'a Arc<Route>, TcpStream, Connected)> {
+    let (route, balancer) = backend_of(served, server_name)?;
     let failed = |reason: Unreachable| {
         let reason = reason.as_str();
         context
@@ -298,7 +367,8 @@ async fn connect(context: &Context, served: &Served) -> Option<(TcpStream, Conne
     if connected.is_none() {
         served.metrics.refused("backend_unreachable");
     }
-    connected
+    let (stream, connected) = connected?;
+    Some((route, stream, connected))
 }
 
 fn read(progress: &Arc<Progress>) -> crate::metrics::ReadBytes {
@@ -319,23 +389,69 @@ impl<S: Stream> http::Reset for S {
     }
 }
 
-impl<S: Stream> http::Reset for Box<TlsPeer<S>> {
+impl<T: Transport> http::Reset for Box<TlsPeer<T>> {
     fn reset(&self) {
-        self.stream.get_ref().0.stream().reset();
+        self.stream.reset();
+    }
+}
+
+// === impl Greeted ===
+
+impl<'a, S: Stream> Greeted<'a, S> {
+    fn of(accepted: tls::Accepted<'a, S, Then>) -> Self {
+        let (server_name, in_order) = (accepted.server_name, false);
+        match (accepted.stream, accepted.serving) {
+            (Secured::Plain(stream), then) => {
+                let peer = TlsPeer {
+                    stream,
+                    server_name,
+                    in_order,
+                };
+                Self::Plain(Box::new(peer), then)
+            }
+            (Secured::Passed(stream), Then::Forward(served) | Then::Http(served)) => {
+                let peer = TlsPeer {
+                    stream: Passed(stream),
+                    server_name,
+                    in_order,
+                };
+                Self::Passed(Box::new(peer), served)
+            }
+        }
     }
 }
 
 // === impl TlsPeer ===
 
-impl<S: Stream> Drop for TlsPeer<S> {
+impl<T: Transport> Drop for TlsPeer<T> {
     fn drop(&mut self) {
         if !self.in_order {
-            self.stream.get_ref().0.stream().reset();
+            self.stream.reset();
         }
     }
 }
 
-impl<S: Stream> AsyncRead for TlsPeer<S> {
+impl<S: Stream> Transport for TlsStream<ReadAhead<S>> {
+    fn reset(&self) {
+        self.get_ref().0.stream().reset();
+    }
+
+    fn protocol(&self) -> Option<&[u8]> {
+        self.get_ref().1.alpn_protocol()
+    }
+}
+
+impl<S: Stream> Transport for Passed<S> {
+    fn reset(&self) {
+        self.0.stream().reset();
+    }
+
+    fn protocol(&self) -> Option<&[u8]> {
+        None
+    }
+}
+
+impl<T: Transport> AsyncRead for TlsPeer<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut task::Context<'_>,
@@ -345,7 +461,7 @@ impl<S: Stream> AsyncRead for TlsPeer<S> {
     }
 }
 
-impl<S: Stream> AsyncWrite for TlsPeer<S> {
+impl<T: Transport> AsyncWrite for TlsPeer<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut task::Context<'_>,
@@ -381,65 +497,46 @@ impl<S: Stream> AsyncWrite for TlsPeer<S> {
     }
 }
 
-// === impl Access ===
+// === impl Passed ===
 
-/// Whether anybody reads the log of connections: making its texts costs.
-fn logged() -> bool {
-    tracing::enabled!(target: "tailway::access", tracing::Level::DEBUG)
+impl<S: Stream> AsyncRead for Passed<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(context, buffer))?;
+        let ended = buffer.filled().len() == before;
+        // Nothing in the bytes tells here, as it does where TLS ends, that they were cut.
+        if ended && self.0.stream().was_reset() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
-impl Access {
-    fn of(accepted: &impl Accepted) -> Self {
-        let identity = if logged() { accepted.identity() } else { None };
-        Self {
-            flow: accepted.flow(),
-            peer: identity
-                .as_ref()
-                .map(|identity| identity.principal())
-                .unwrap_or_default(),
-            node: identity
-                .map(|identity| identity.node.clone())
-                .unwrap_or_default(),
-            started: Instant::now(),
-        }
+impl<S: Stream> AsyncWrite for Passed<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
     }
 
-    fn log(
-        &self,
-        context: &Context,
-        served: &Served,
-        endpoint: &str,
-        transfer: &Transfer,
-        server_name: &str,
-    ) {
-        tracing::debug!(
-            target: "tailway::access",
-            gateway = context.gateway,
-            listener = served.listener,
-            route = served.route.as_ref().map(|route| route.name.as_str()),
-            source = %self.flow.source,
-            peer = self.peer,
-            node = self.node,
-            server_name,
-            endpoint,
-            received = transfer.received,
-            sent = transfer.sent,
-            milliseconds = self.started.elapsed().as_millis() as u64,
-            end = %transfer.end,
-            "connection"
-        );
+    fn poll_flush(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
     }
 
-    fn log_failure(&self, context: &Context, reason: &str) {
-        tracing::debug!(
-            target: "tailway::access",
-            gateway = context.gateway,
-            source = %self.flow.source,
-            peer = self.peer,
-            node = self.node,
-            reason,
-            "TLS handshake failed"
-        );
+    fn poll_shutdown(
+        mut self: Pin<&mut Self>,
+        context: &mut task::Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 
@@ -459,7 +556,7 @@ mod tests {
     fn the_future_and_the_session_of_a_connection_are_small() {
         let future = size_of_future(serve::<HostAccepted>);
         assert!(future <= 1536, "{future} bytes");
-        let session = size_of::<TlsPeer<HostStream>>();
+        let session = size_of::<TlsPeer<TlsStream<ReadAhead<HostStream>>>>();
         assert!(session <= 1536, "{session} bytes");
     }
 }

@@ -28,6 +28,12 @@ pub struct Limits {
     pub connections: usize,
     /// Open connections of a port that come from one address.
     pub connections_per_peer: usize,
+    /// A flow of UDP on which no datagram passes.
+    pub udp_idle_timeout: Duration,
+    /// Open flows of a port of UDP.
+    pub udp_flows: usize,
+    /// Open flows of a port of UDP that come from one address.
+    pub udp_flows_per_peer: usize,
 }
 
 impl Default for Limits {
@@ -40,6 +46,9 @@ impl Default for Limits {
             body_timeout: Some(Duration::from_secs(300)),
             connections: 10_000,
             connections_per_peer: 1_000,
+            udp_idle_timeout: Duration::from_secs(60),
+            udp_flows: 10_000,
+            udp_flows_per_peer: 1_000,
         }
     }
 }
@@ -47,10 +56,15 @@ impl Default for Limits {
 /// Counts the open connections of a port. Asked before a handshake, it only looks; a place is
 /// taken when the connection is there, since a handshake that never completes tells nobody.
 pub(super) struct Gate {
-    connections: usize,
-    connections_per_peer: usize,
+    places: Arc<Places>,
     /// Those of the listener that stands for the port now.
     metrics: ArcSwap<ListenerMetrics>,
+}
+
+/// Places of a port, and how many of them one peer may have.
+pub(super) struct Places {
+    all: usize,
+    per_peer: usize,
     counts: Mutex<Counts>,
 }
 
@@ -63,6 +77,12 @@ struct Counts {
 /// A place that a connection holds until it is dropped.
 pub(super) struct Place {
     gate: Arc<Gate>,
+    _seat: Seat,
+}
+
+/// One of [`Places`], taken until it is dropped.
+pub(super) struct Seat {
+    places: Arc<Places>,
     peer: IpAddr,
 }
 
@@ -71,10 +91,8 @@ pub(super) struct Place {
 impl Gate {
     pub(super) fn new(limits: &Limits, metrics: ListenerMetrics) -> Self {
         Self {
-            connections: limits.connections,
-            connections_per_peer: limits.connections_per_peer,
+            places: Arc::new(Places::new(limits.connections, limits.connections_per_peer)),
             metrics: ArcSwap::from_pointee(metrics),
-            counts: Mutex::default(),
         }
     }
 
@@ -85,35 +103,16 @@ impl Gate {
 
     /// Takes a place, or counts the refusal.
     pub(super) fn enter(self: &Arc<Self>, peer: IpAddr) -> Option<Place> {
-        let mut counts = self.counts();
-        if let Some(reason) = self.full(&counts, peer) {
-            self.metrics.load().refused(reason);
-            return None;
+        match self.places.take(peer) {
+            Ok(seat) => Some(Place {
+                gate: Arc::clone(self),
+                _seat: seat,
+            }),
+            Err(reason) => {
+                self.metrics.load().refused(reason);
+                None
+            }
         }
-        counts.all += 1;
-        *counts.by_peer.entry(peer).or_default() += 1;
-        Some(Place {
-            gate: Arc::clone(self),
-            peer,
-        })
-    }
-
-    fn full(&self, counts: &Counts, peer: IpAddr) -> Option<&'static str> {
-        if counts.all >= self.connections {
-            Some("listener_limit")
-        } else if counts
-            .by_peer
-            .get(&peer)
-            .is_some_and(|&open| open >= self.connections_per_peer)
-        {
-            Some("peer_limit")
-        } else {
-            None
-        }
-    }
-
-    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,7 +124,7 @@ impl fmt::Debug for Gate {
 
 impl Admission for Gate {
     fn admit(&self, flow: &Flow) -> bool {
-        match self.full(&self.counts(), flow.source.ip()) {
+        match self.places.full(&self.places.counts(), flow.source.ip()) {
             Some(reason) => {
                 self.metrics.load().refused(reason);
                 false
@@ -142,9 +141,53 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+// === impl Places ===
+
+impl Places {
+    pub(super) fn new(all: usize, per_peer: usize) -> Self {
+        Self {
+            all,
+            per_peer,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Takes one, or says by which limit there is none.
+    pub(super) fn take(self: &Arc<Self>, peer: IpAddr) -> Result<Seat, &'static str> {
+        let mut counts = self.counts();
+        if let Some(reason) = self.full(&counts, peer) {
+            return Err(reason);
+        }
+        counts.all += 1;
+        *counts.by_peer.entry(peer).or_default() += 1;
+        Ok(Seat {
+            places: Arc::clone(self),
+            peer,
+        })
+    }
+
+    fn full(&self, counts: &Counts, peer: IpAddr) -> Option<&'static str> {
+        if counts.all >= self.all {
+            Some("listener_limit")
+        } else if counts
+            .by_peer
+            .get(&peer)
+            .is_some_and(|&open| open >= self.per_peer)
+        {
+            Some("peer_limit")
+        } else {
+            None
+        }
+    }
+
+    fn counts(&self) -> std::sync::MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Seat {
     fn drop(&mut self) {
-        let mut counts = self.gate.counts();
+        let mut counts = self.places.counts();
         counts.all -= 1;
         if let Some(open) = counts.by_peer.get_mut(&self.peer) {
             *open -= 1;

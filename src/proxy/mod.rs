@@ -5,15 +5,22 @@
 //!                                ↑ Serving, swapped as a whole; running connections keep theirs
 //! ```
 
+mod access;
 mod backend_tls;
 mod balance;
 mod certificates;
+mod clients;
 mod connection;
+mod forwards;
 mod gateway;
+mod hello;
 pub mod http;
 mod limits;
+mod proxy_protocol;
+mod read_ahead;
 mod renewal;
 mod tls;
+mod udp;
 
 pub use certificates::{CertificateState, IssueError, Issuer, Schedule, TailnetCertificate};
 pub use gateway::{Gateway, GatewaySettings};
@@ -22,12 +29,15 @@ pub use limits::Limits;
 use crate::{
     drain::Drain,
     metrics::{HttpMeter, ListenerMetrics, Metrics},
-    model::{Forward, Port, Snapshot, TlsRoutes},
+    model::{
+        ClientValidation, Port, Snapshot, TlsListener as TlsConfig, TlsMode, TlsRoutes, UdpListener,
+    },
     net::{Accepted, BindError, Flow, Listener, Network},
 };
 use arc_swap::ArcSwap;
 use balance::Backends;
 use connection::{Connection, Context, Served, Serving, Then, serve};
+use forwards::Forwards;
 use http::{HttpPort, Listening, Made, Metering};
 use limits::Gate;
 use std::{
@@ -37,6 +47,7 @@ use std::{
 };
 use tls::{Sessions, TlsListener, TlsPort};
 use tokio::task::JoinHandle;
+use udp::{UdpPort, UdpServed};
 
 /// Serves the ports of one Gateway.
 #[derive(Debug)]
@@ -47,6 +58,7 @@ pub struct Proxy<N: Network> {
     certificate: Arc<TailnetCertificate>,
     backends: Backends,
     ports: BTreeMap<u16, OpenPort>,
+    udp_ports: BTreeMap<u16, UdpPort>,
     /// By port and listener name.
     sessions: HashMap<(u16, String), Sessions>,
     /// Of the objects that are served: what is not here any more is not counted either.
@@ -91,6 +103,7 @@ impl<N: Network> Proxy<N> {
             certificate,
             backends: Backends::default(),
             ports: BTreeMap::new(),
+            udp_ports: BTreeMap::new(),
             sessions: HashMap::new(),
             meters: Vec::new(),
         }
@@ -109,6 +122,11 @@ impl<N: Network> Proxy<N> {
                 errors.push(error);
             }
         }
+        for (&port, listener) in &snapshot.udp_ports {
+            if let Err(error) = self.apply_udp_port(port, listener).await {
+                errors.push(error.into());
+            }
+        }
         drop(before);
         errors
     }
@@ -121,6 +139,14 @@ impl<N: Network> Proxy<N> {
             .collect()
     }
 
+    /// Where the ports of UDP are bound, by the port of the snapshot.
+    pub fn udp_addresses(&self) -> BTreeMap<u16, SocketAddr> {
+        self.udp_ports
+            .iter()
+            .map(|(&port, open)| (port, open.address()))
+            .collect()
+    }
+
     /// Closes the ports that a snapshot has no more. They are free when this returns.
     async fn close_ports(&mut self, snapshot: &Snapshot) {
         let gone = self
@@ -130,6 +156,12 @@ impl<N: Network> Proxy<N> {
             open.accepting.abort();
             // The listener goes with its task. An error says that it was aborted.
             let _ = open.accepting.await;
+        }
+        let gone = self
+            .udp_ports
+            .extract_if(.., |port, _| !snapshot.udp_ports.contains_key(port));
+        for (_, open) in gone {
+            open.close().await;
         }
         self.sessions.retain(|(port, listener), _| {
             snapshot
@@ -175,6 +207,29 @@ impl<N: Network> Proxy<N> {
         Ok(())
     }
 
+    async fn apply_udp_port(&mut self, port: u16, listener: &UdpListener) -> Result<(), BindError> {
+        let context = &self.context;
+        let served = UdpServed {
+            listener: listener.name.clone(),
+            metrics: context
+                .metrics
+                .udp_listener(&context.gateway, &listener.name),
+            route: listener
+                .route
+                .as_ref()
+                .map(|forward| Arc::new(self.backends.route(forward))),
+        };
+        if let Some(open) = self.udp_ports.get(&port) {
+            open.serve(served);
+            return Ok(());
+        }
+        let datagrams = self.network.bind_datagrams(port).await?;
+        let (context, drain) = (Arc::clone(context), self.drain.clone());
+        let open = UdpPort::open(datagrams, served, context, drain);
+        self.udp_ports.insert(port, open);
+        Ok(())
+    }
+
     /// Metrics of what cannot be said of one listener: the first of the port stands for it.
     fn metrics_of(&self, config: &Port) -> ListenerMetrics {
         let name = config.listener_names().first().copied().unwrap_or_default();
@@ -187,10 +242,10 @@ impl<N: Network> Proxy<N> {
         config: &Port,
         snapshot: &Snapshot,
     ) -> Result<Serving, PortError> {
-        let tls_error = |error| PortError::Tls { port, error };
         Ok(match config {
             Port::Tcp(listener) => {
-                Serving::Tcp(self.served(&listener.name, listener.route.as_ref()))
+                let forwards = Forwards::all(listener.route.as_ref(), &self.backends);
+                Serving::Tcp(self.served(&listener.name, forwards))
             }
             Port::Http(listeners) => {
                 let listeners = listeners.iter().map(|listener| Listening {
@@ -201,28 +256,10 @@ impl<N: Network> Proxy<N> {
                 Serving::Http(self.http(port, listeners, snapshot))
             }
             Port::Tls(listeners) => {
-                let mut ready = Vec::with_capacity(listeners.len());
-                for listener in listeners {
-                    let Some(termination) = listener.termination() else {
-                        continue;
-                    };
-                    let then = match &termination.routes {
-                        TlsRoutes::Forwards(forwards) => {
-                            let forward = forwards.first().map(|named| &named.forward);
-                            Then::Forward(self.served(&listener.name, forward))
-                        }
-                        TlsRoutes::HttpRoutes(_) => Then::Http(self.served(&listener.name, None)),
-                    };
-                    let sessions = self.sessions_of(port, &listener.name).map_err(tls_error)?;
-                    let listener = TlsListener::new(
-                        listener.hostname.as_ref(),
-                        termination,
-                        &self.certificate,
-                        &sessions,
-                        then,
-                    );
-                    ready.push(listener.map_err(tls_error)?);
-                }
+                let ready: Result<Vec<_>, _> = listeners
+                    .iter()
+                    .map(|listener| self.tls_listener(port, listener))
+                    .collect();
                 let listeners = listeners.iter().filter_map(|listener| {
                     let TlsRoutes::HttpRoutes(routes) = &listener.termination()?.routes else {
                         return None;
@@ -235,10 +272,37 @@ impl<N: Network> Proxy<N> {
                 });
                 Serving::Tls {
                     http: self.http(port, listeners, snapshot),
-                    tls: TlsPort::new(ready),
+                    tls: TlsPort::new(ready.map_err(|error| PortError::Tls { port, error })?),
                 }
             }
         })
+    }
+
+    fn tls_listener(
+        &mut self,
+        port: u16,
+        listener: &TlsConfig,
+    ) -> Result<TlsListener<Then>, rustls::Error> {
+        let hostname = listener.hostname.as_ref();
+        let termination = match &listener.mode {
+            TlsMode::Passthrough(forwards) => {
+                let forwards = Forwards::by_name(forwards, &self.backends);
+                let then = Then::Forward(self.served(&listener.name, forwards));
+                return Ok(TlsListener::passing(hostname, then));
+            }
+            TlsMode::Terminate(termination) => termination,
+        };
+        let then = match &termination.routes {
+            TlsRoutes::Forwards(forwards) => {
+                let forwards = Forwards::by_name(forwards, &self.backends);
+                Then::Forward(self.served(&listener.name, forwards))
+            }
+            TlsRoutes::HttpRoutes(_) => {
+                Then::Http(self.served(&listener.name, Forwards::default()))
+            }
+        };
+        let sessions = self.sessions_of(port, &listener.name, termination.clients.as_ref())?;
+        TlsListener::terminating(hostname, termination, &self.certificate, &sessions, then)
     }
 
     fn http<'a>(
@@ -261,23 +325,31 @@ impl<N: Network> Proxy<N> {
         Arc::new(HttpPort::new(port, &listeners, made, metering))
     }
 
-    fn served(&self, listener: &str, route: Option<&Forward>) -> Served {
+    fn served(&self, listener: &str, forwards: Forwards) -> Served {
         Served {
             listener: listener.to_owned(),
             metrics: self
                 .context
                 .metrics
                 .listener(&self.context.gateway, listener),
-            route: route.map(|forward| Arc::new(self.backends.route(forward))),
+            forwards,
         }
     }
 
-    fn sessions_of(&mut self, port: u16, listener: &str) -> Result<Sessions, rustls::Error> {
+    /// Those of a listener, unless its clients were asked for something else.
+    fn sessions_of(
+        &mut self,
+        port: u16,
+        listener: &str,
+        clients: Option<&ClientValidation>,
+    ) -> Result<Sessions, rustls::Error> {
         let key = (port, listener.to_owned());
-        if let Some(sessions) = self.sessions.get(&key) {
+        if let Some(sessions) = self.sessions.get(&key)
+            && sessions.are_for(clients)
+        {
             return Ok(sessions.clone());
         }
-        let sessions = Sessions::new()?;
+        let sessions = Sessions::new(clients)?;
         self.sessions.insert(key, sessions.clone());
         Ok(sessions)
     }

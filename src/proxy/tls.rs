@@ -1,10 +1,7 @@
-//! TLS: which listener and certificate a client means, and the handshake.
+//! TLS: which listener and certificate a client means, and the handshake, unless TLS is passed on.
 
-use super::certificates::TailnetCertificate;
-use crate::{
-    model::{self, Certificate, HostnamePattern},
-    net::relay::Buffer,
-};
+use super::{certificates::TailnetCertificate, clients, read_ahead::ReadAhead};
+use crate::model::{self, Certificate, ClientValidation, HostnamePattern};
 use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, aws_lc_rs},
@@ -14,13 +11,8 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
-use std::{
-    fmt, io,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use std::{fmt, io, sync::Arc};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::{LazyConfigAcceptor, server::TlsStream};
 
 /// TLS 1.2 sessions that a listener remembers; TLS 1.3 and tickets need no memory.
@@ -29,19 +21,42 @@ const SESSIONS: usize = 4096;
 /// Alert `unrecognized_name` as a whole record (RFC 8446 §5.1, §6; RFC 6066 §3).
 const UNRECOGNIZED_NAME: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x70];
 
+/// Alert `decode_error`, the same way.
+const DECODE_ERROR: [u8; 7] = [0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x32];
+
 /// The TLS listeners of a port, most specific hostname first.
 #[derive(Debug)]
 pub(super) struct TlsPort<R> {
     listeners: Vec<TlsListener<R>>,
 }
 
-/// A TLS listener, ready for handshakes.
+/// A TLS listener, ready for clients.
 #[derive(Debug)]
 pub(super) struct TlsListener<R> {
     hostname: Option<HostnamePattern>,
+    mode: Mode,
+    serving: R,
+}
+
+/// Where TLS ends.
+#[derive(Debug)]
+enum Mode {
+    Here(Handshakes),
+    /// At the backend.
+    There,
+}
+
+/// What a listener needs to end TLS.
+#[derive(Debug)]
+struct Handshakes {
     certificates: Arc<Certificates>,
     config: Arc<ServerConfig>,
-    pub(super) serving: R,
+}
+
+/// What is served on a listener.
+pub(super) trait Serves {
+    /// Whether there is anything for this server name; empty when a client asks for none.
+    fn is_for(&self, server_name: &str) -> bool;
 }
 
 /// Session tickets and caches of a listener: they outlive certificates and snapshots, and are
@@ -50,6 +65,8 @@ pub(super) struct TlsListener<R> {
 pub(super) struct Sessions {
     tickets: Arc<dyn ProducesTickets>,
     cache: Arc<dyn StoresServerSessions>,
+    /// What their clients were asked for: a session that is resumed is not asked again.
+    clients: Option<ClientValidation>,
 }
 
 #[derive(Debug)]
@@ -64,7 +81,9 @@ struct Certificates {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     UnknownName,
+    NoRoute,
     NoCertificate,
+    ClientCertificate,
     NotTls,
     NoCommonProtocol,
     NoCommonVersion,
@@ -73,11 +92,21 @@ pub(super) enum Failure {
     Other,
 }
 
-/// A peer whose handshake is complete.
+/// A client that has a listener.
 pub(super) struct Accepted<'a, S, R> {
-    pub(super) stream: TlsStream<ReadAhead<S>>,
+    pub(super) stream: Secured<S>,
     pub(super) serving: &'a R,
+    /// Empty when it asked for none.
     pub(super) server_name: String,
+}
+
+/// The bytes of a client.
+#[expect(clippy::large_enum_variant, reason = "it is taken apart at once")]
+pub(super) enum Secured<S> {
+    /// What was in TLS, whose handshake is complete.
+    Plain(TlsStream<ReadAhead<S>>),
+    /// TLS itself, from its first byte on.
+    Passed(ReadAhead<S>),
 }
 
 // === impl Sessions ===
@@ -85,11 +114,17 @@ pub(super) struct Accepted<'a, S, R> {
 impl Sessions {
     /// # Errors
     /// When the system has no randomness.
-    pub(super) fn new() -> Result<Self, rustls::Error> {
+    pub(super) fn new(clients: Option<&ClientValidation>) -> Result<Self, rustls::Error> {
         Ok(Self {
             tickets: aws_lc_rs::Ticketer::new()?,
             cache: ServerSessionMemoryCache::new(SESSIONS),
+            clients: clients.cloned(),
         })
+    }
+
+    /// Whether they may go on for clients that are asked for this.
+    pub(super) fn are_for(&self, clients: Option<&ClientValidation>) -> bool {
+        self.clients.as_ref() == clients
     }
 }
 
@@ -120,55 +155,77 @@ impl<R> TlsPort<R> {
             })
     }
 
-    /// Takes a client through its handshake. `refused` is told of the listener that failed.
+    /// Finds the listener of a client, and takes it through its handshake where TLS ends here. A
+    /// failure comes with what the listener serves, if there is one.
     pub(super) async fn accept<S>(
         &self,
         stream: S,
     ) -> Result<Accepted<'_, S, R>, (Option<&R>, Failure)>
     where
         S: AsyncRead + AsyncWrite + Unpin,
+        R: Serves,
     {
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), ReadAhead::new(stream));
+        let mut stream = ReadAhead::new(stream);
+        if self.listeners.iter().any(TlsListener::passes_on) {
+            let hello = match stream.hello().await {
+                Ok(hello) => hello,
+                Err(error) => {
+                    let failure = Failure::of(&error);
+                    if failure == Failure::NotTls {
+                        refuse(&mut stream, &DECODE_ERROR).await;
+                    }
+                    return Err((None, failure));
+                }
+            };
+            let name = hello.server_name;
+            if let Some(listener) = self.listener(name.as_deref())
+                && listener.passes_on()
+            {
+                return listener.pass_on(stream, name.unwrap_or_default()).await;
+            }
+        }
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), stream);
         let mut start = hello.await.map_err(|error| (None, Failure::of(&error)))?;
         let name = start.client_hello().server_name().map(str::to_owned);
         let Some(listener) = self.listener(name.as_deref()) else {
-            refuse(&mut start.io).await;
+            refuse(&mut start.io, &UNRECOGNIZED_NAME).await;
             return Err((None, Failure::UnknownName));
         };
         let serving = Some(&listener.serving);
-        if listener.certificates.choose(name.as_deref()).is_none() {
-            let failure = match &name {
-                Some(name) if listener.certificates.expects(name) => Failure::NoCertificate,
-                _ => Failure::UnknownName,
-            };
-            refuse(&mut start.io).await;
-            return Err((serving, failure));
-        }
+        let config = match listener.config(name.as_deref()) {
+            Ok(config) => config,
+            Err(failure) => {
+                refuse(&mut start.io, &UNRECOGNIZED_NAME).await;
+                return Err((serving, failure));
+            }
+        };
         let mut stream = start
-            .into_stream(Arc::clone(&listener.config))
+            .into_stream(config)
             .await
             .map_err(|error| (serving, Failure::of(&error)))?;
         stream.get_mut().1.set_buffer_limit(Some(64 * 1024));
         Ok(Accepted {
-            stream,
+            stream: Secured::Plain(stream),
             serving: &listener.serving,
             server_name: name.unwrap_or_default(),
         })
     }
 }
 
-/// Tells a client that its server name is not known here. It may be gone already.
-async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S) {
-    let _ = stream.write_all(&UNRECOGNIZED_NAME).await;
+/// Tells a client why it is refused. It may be gone already.
+async fn refuse<S: AsyncWrite + Unpin>(stream: &mut S, alert: &[u8]) {
+    let _ = stream.write_all(alert).await;
     let _ = stream.shutdown().await;
 }
 
 // === impl TlsListener ===
 
 impl<R> TlsListener<R> {
+    /// One that ends TLS.
+    ///
     /// # Errors
     /// When rustls refuses the configuration.
-    pub(super) fn new(
+    pub(super) fn terminating(
         hostname: Option<&HostnamePattern>,
         termination: &model::Termination,
         tailnet: &Arc<TailnetCertificate>,
@@ -183,10 +240,14 @@ impl<R> TlsListener<R> {
             secrets: termination.certificates.secrets.clone(),
             named: hostname.is_some(),
         });
-        let mut config = ServerConfig::builder_with_provider(provider())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>);
+        let builder = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()?;
+        let builder = match &termination.clients {
+            Some(clients) => builder.with_client_cert_verifier(clients::verifier(clients)),
+            None => builder.with_no_client_auth(),
+        };
+        let resolver = Arc::clone(&certificates) as Arc<dyn ResolvesServerCert>;
+        let mut config = builder.with_cert_resolver(resolver);
         config.alpn_protocols = termination
             .alpn
             .iter()
@@ -198,10 +259,68 @@ impl<R> TlsListener<R> {
         config.send_tls13_tickets = 1;
         Ok(Self {
             hostname: hostname.cloned(),
-            certificates,
-            config: Arc::new(config),
+            mode: Mode::Here(Handshakes {
+                certificates,
+                config: Arc::new(config),
+            }),
             serving,
         })
+    }
+
+    /// One whose backends end TLS.
+    pub(super) fn passing(hostname: Option<&HostnamePattern>, serving: R) -> Self {
+        Self {
+            hostname: hostname.cloned(),
+            mode: Mode::There,
+            serving,
+        }
+    }
+
+    fn passes_on(&self) -> bool {
+        matches!(self.mode, Mode::There)
+    }
+
+    async fn pass_on<S>(
+        &self,
+        mut stream: ReadAhead<S>,
+        server_name: String,
+    ) -> Result<Accepted<'_, S, R>, (Option<&R>, Failure)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+        R: Serves,
+    {
+        if !self.serving.is_for(&server_name) {
+            refuse(&mut stream, &UNRECOGNIZED_NAME).await;
+            return Err((Some(&self.serving), Failure::NoRoute));
+        }
+        Ok(Accepted {
+            stream: Secured::Passed(stream),
+            serving: &self.serving,
+            server_name,
+        })
+    }
+
+    /// How a client that asks for this name is spoken to.
+    fn config(&self, name: Option<&str>) -> Result<Arc<ServerConfig>, Failure>
+    where
+        R: Serves,
+    {
+        let Mode::Here(Handshakes {
+            certificates,
+            config,
+        }) = &self.mode
+        else {
+            // Only if rustls read another name than we did: nobody may choose whom to believe.
+            return Err(Failure::UnknownName);
+        };
+        if !self.serving.is_for(name.unwrap_or_default()) {
+            return Err(Failure::NoRoute);
+        }
+        match name {
+            _ if certificates.choose(name).is_some() => Ok(Arc::clone(config)),
+            Some(name) if certificates.expects(name) => Err(Failure::NoCertificate),
+            _ => Err(Failure::UnknownName),
+        }
     }
 }
 
@@ -257,6 +376,9 @@ impl ResolvesServerCert for Certificates {
 
 impl Failure {
     fn of(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::InvalidData && error.get_ref().is_none() {
+            return Self::NotTls;
+        }
         match error
             .get_ref()
             .and_then(|inner| inner.downcast_ref::<rustls::Error>())
@@ -265,6 +387,9 @@ impl Failure {
             Some(rustls::Error::NoApplicationProtocol) => Self::NoCommonProtocol,
             Some(rustls::Error::PeerIncompatible(_)) => Self::NoCommonVersion,
             Some(rustls::Error::AlertReceived(_)) => Self::PeerAlert,
+            Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => {
+                Self::ClientCertificate
+            }
             Some(_) => Self::Other,
             None => Self::Closed,
         }
@@ -274,7 +399,9 @@ impl Failure {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::UnknownName => "unknown_name",
+            Self::NoRoute => "no_route",
             Self::NoCertificate => "no_certificate_yet",
+            Self::ClientCertificate => "client_certificate",
             Self::NotTls => "not_tls",
             Self::NoCommonProtocol => "no_common_alpn",
             Self::NoCommonVersion => "no_common_version_or_cipher",
@@ -282,86 +409,5 @@ impl Failure {
             Self::Closed => "closed_by_peer",
             Self::Other => "other",
         }
-    }
-}
-
-/// Reads large pieces from a stream for a reader that asks for small ones: rustls reads 4 KiB at
-/// a time, which is four system calls for a record. It has a buffer only while that holds bytes.
-#[derive(Debug)]
-pub(super) struct ReadAhead<S> {
-    stream: S,
-    /// The buffer, and where its unread bytes start and end.
-    ahead: Option<(Buffer, usize, usize)>,
-}
-
-impl<S> ReadAhead<S> {
-    fn new(stream: S) -> Self {
-        Self {
-            stream,
-            ahead: None,
-        }
-    }
-
-    pub(super) fn stream(&self) -> &S {
-        &self.stream
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for ReadAhead<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.ahead.is_none() {
-            let mut buffer = Buffer::take();
-            let mut slice = ReadBuf::new(buffer.bytes());
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut slice))?;
-            let length = slice.filled().len();
-            if length == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            this.ahead = Some((buffer, 0, length));
-        }
-        if let Some((buffer, start, end)) = &mut this.ahead {
-            let taken = out.remaining().min(*end - *start);
-            out.put_slice(&buffer.bytes()[*start..*start + taken]);
-            *start += taken;
-            if start == end {
-                this.ahead = None;
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for ReadAhead<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

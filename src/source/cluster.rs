@@ -1,6 +1,6 @@
 //! Objects of a Kubernetes cluster: each kind is watched at a version that the cluster serves.
 
-use super::fields::with_hostnames;
+use super::fields::{with_hostnames, with_known_filters};
 use crate::{
     api::{GATEWAY_GROUP, Object, TAILWAY_GROUP},
     index::{Key, Kind},
@@ -421,7 +421,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::GatewayClass => parse(value).map(Object::GatewayClass),
         Kind::Gateway => parse(value).map(Object::Gateway),
         Kind::TcpRoute => parse(value).map(Object::TcpRoute),
-        Kind::HttpRoute => parse(value).map(Object::HttpRoute),
+        Kind::HttpRoute => parse(with_known_filters(value)).map(Object::HttpRoute),
         Kind::GrpcRoute => parse(value).map(Object::GrpcRoute),
         Kind::TlsRoute => parse(with_hostnames(value)).map(Object::TlsRoute),
         Kind::UdpRoute => parse(value).map(Object::UdpRoute),
@@ -443,4 +443,47 @@ fn parse<T: serde::de::DeserializeOwned>(value: Value) -> Result<Box<T>, String>
     serde_json::from_value(value)
         .map(Box::new)
         .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{api::CONTROLLER, index::Index};
+    use serde_json::json;
+
+    fn read(kind: Kind, object: Value) -> Object {
+        typed(kind, serde_json::from_value(object).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_filter_of_a_type_that_is_not_known_is_told_and_not_passed_over() {
+        let external = json!({"type": "ExternalAuth", "externalAuth": {"protocol": "HTTP"}});
+        let class = json!({"metadata": {"name": "c"}, "spec": {"controllerName": CONTROLLER}});
+        let gateway = json!({
+            "metadata": {"name": "gw", "namespace": "default"},
+            "spec": {
+                "gatewayClassName": "c",
+                "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}],
+            },
+        });
+        let route = json!({
+            "metadata": {"name": "r", "namespace": "default"},
+            "spec": {"parentRefs": [{"name": "gw"}], "rules": [{"filters": [external]}]},
+        });
+        let mut index = Index::default();
+        index.apply(read(Kind::GatewayClass, class));
+        index.apply(read(Kind::Gateway, gateway));
+        index.apply(read(Kind::HttpRoute, route));
+        let outcome = index.evaluate();
+        let route = outcome.statuses.routes.values().next().unwrap();
+        let accepted = &route.parents[0].conditions[0];
+        assert_eq!(
+            (accepted.status, accepted.reason),
+            (false, "UnsupportedValue")
+        );
+        assert_eq!(
+            accepted.message,
+            "rule 1: there are no filters of type ExternalAuth, requests get status 500"
+        );
+    }
 }

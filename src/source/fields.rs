@@ -1,11 +1,11 @@
 //! Fields of a document: where they stand, and which of them nobody knows.
 
-use crate::api::Object;
+use crate::api::{GATEWAY_GROUP, Object};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, SeqAccess, Visitor},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use serde_saphyr::{Location, Spanned};
 use std::fmt;
 
@@ -137,6 +137,42 @@ pub(super) fn with_hostnames(mut route: Value) -> Value {
     if let Some(spec) = route.get_mut("spec").and_then(Value::as_object_mut) {
         spec.entry("hostnames")
             .or_insert_with(|| Value::Array(Vec::new()));
+    }
+    route
+}
+
+/// The types of filters that can be read.
+const FILTERS: [&str; 7] = [
+    "RequestHeaderModifier",
+    "ResponseHeaderModifier",
+    "RequestMirror",
+    "RequestRedirect",
+    "URLRewrite",
+    "CORS",
+    "ExtensionRef",
+];
+
+/// An HTTPRoute whose filters can all be read. The API server may know types that came later: they
+/// become references to a kind of the Gateway API's own group, of which none is a filter, so that
+/// they are told rather than the whole route passed over.
+pub(super) fn with_known_filters(mut route: Value) -> Value {
+    fn each<'a>(owner: &'a mut Value, field: &str) -> impl Iterator<Item = &'a mut Value> {
+        let items = owner.get_mut(field).and_then(Value::as_array_mut);
+        items.into_iter().flatten()
+    }
+    fn replace(owner: &mut Value) {
+        for filter in each(owner, "filters") {
+            let kind = filter["type"].as_str().unwrap_or_default().to_owned();
+            if !FILTERS.contains(&kind.as_str()) {
+                let reference = json!({"group": GATEWAY_GROUP, "kind": kind, "name": ""});
+                *filter = json!({"type": "ExtensionRef", "extensionRef": reference});
+            }
+        }
+    }
+    let rules = route.get_mut("spec").map(|spec| each(spec, "rules"));
+    for rule in rules.into_iter().flatten() {
+        replace(rule);
+        each(rule, "backendRefs").for_each(replace);
     }
     route
 }

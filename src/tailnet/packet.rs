@@ -1,10 +1,17 @@
 use super::Error;
+use socket2::SockRef;
 use std::{
-    io,
+    future::poll_fn,
+    io::{self, IoSlice},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::Range,
     os::{fd::OwnedFd, unix::net::UnixDatagram as StdUnixDatagram},
+    task::{Context, Poll, ready},
 };
-use tokio::net::UnixDatagram;
+use tokio::{
+    io::{Interest, ReadBuf},
+    net::UnixDatagram,
+};
 
 /// Length of `tailscale_packet_header`.
 const HEADER: usize = 20;
@@ -38,22 +45,35 @@ impl PacketSocket {
     /// `UnexpectedEof` once the node is closed.
     pub async fn receive(&self) -> io::Result<(Vec<u8>, SocketAddr)> {
         let mut message = vec![0; HEADER + MAX_PAYLOAD];
-        let length = self.socket.recv(&mut message).await?;
-        if length == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let (payload, source) = poll_fn(|context| self.poll_receive(context, &mut message)).await?;
+        message.truncate(payload.end);
+        message.drain(..payload.start);
+        Ok((message, source))
+    }
+
+    /// Receives one datagram into a buffer, which is to have 65,527 bytes: where its payload is in
+    /// it, and who sent it. Only the task that asked last is woken.
+    pub fn poll_receive(
+        &self,
+        context: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<io::Result<(Range<usize>, SocketAddr)>> {
+        let mut message = ReadBuf::new(buffer);
+        ready!(self.socket.poll_recv(context, &mut message))?;
+        let message = message.filled();
+        if message.is_empty() {
+            return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
         }
         let header = message
-            .get(..HEADER.min(length))
+            .get(..HEADER)
             .and_then(|bytes| <&[u8; HEADER]>::try_from(bytes).ok());
         let source = header.map(decode).ok_or_else(|| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
-                format!("a packet of {length} bytes has no header"),
+                format!("a packet of {} bytes has no header", message.len()),
             )
-        })?;
-        message.truncate(length);
-        message.drain(..HEADER);
-        Ok((message, source))
+        });
+        Poll::Ready(source.map(|source| (HEADER..message.len(), source)))
     }
 
     /// Sends one datagram.
@@ -70,10 +90,13 @@ impl PacketSocket {
                 ),
             ));
         }
-        let mut message = Vec::with_capacity(HEADER + payload.len());
-        message.extend_from_slice(&encode(to));
-        message.extend_from_slice(payload);
-        self.socket.send(&message).await.map(drop)
+        let header = encode(to);
+        let parts = [IoSlice::new(&header), IoSlice::new(payload)];
+        let send = || SockRef::from(&self.socket).send_vectored(&parts);
+        self.socket
+            .async_io(Interest::WRITABLE, send)
+            .await
+            .map(drop)
     }
 }
 

@@ -21,12 +21,13 @@ use tailway::{
     metrics::Metrics,
     model::{
         Backend, BackendId, Certificate, Certificates, Endpoint, Forward, HostnamePattern,
-        HttpOptions, NodeName, NodeSpec, ObjectName, Port, Snapshot, TcpListener as TcpConfig,
-        Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes, Transport, WeightedBackend,
+        HttpOptions, NamedForward, NodeName, NodeSpec, ObjectName, Port, Snapshot,
+        TcpListener as TcpConfig, Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes,
+        Transport, WeightedBackend,
     },
     net::{
         Admission, BindError, Network,
-        host::{HostListener, HostNetwork},
+        host::{HostDatagrams, HostListener, HostNetwork},
     },
     proxy::{Limits, Proxy, TailnetCertificate},
 };
@@ -49,10 +50,17 @@ pub struct Loopback;
 
 impl Network for Loopback {
     type Listener = HostListener;
+    type Datagrams = HostDatagrams;
 
     async fn bind(&self, _: u16, admission: Arc<dyn Admission>) -> Result<HostListener, BindError> {
         HostNetwork::new(Ipv4Addr::LOCALHOST.into())
             .bind(0, admission)
+            .await
+    }
+
+    async fn bind_datagrams(&self, _: u16) -> Result<HostDatagrams, BindError> {
+        HostNetwork::new(Ipv4Addr::LOCALHOST.into())
+            .bind_datagrams(0)
             .await
     }
 }
@@ -187,6 +195,28 @@ pub fn tls_listener(name: &str, hostname: Option<&str>, secrets: &[&Certificate]
             },
             TlsRoutes::all(route(&[(1, Some("app"))])),
         )),
+    }
+}
+
+/// A route to the backend of this name, for these server names.
+pub fn named(backend: &str, hostnames: &[&str]) -> NamedForward {
+    let pattern = |hostname: &&str| HostnamePattern::parse(hostname).unwrap();
+    NamedForward {
+        hostnames: hostnames.iter().map(pattern).collect(),
+        forward: route(&[(1, Some(backend))]).unwrap(),
+    }
+}
+
+/// A TLS listener whose backends end TLS.
+pub fn passing_listener(
+    name: &str,
+    hostname: Option<&str>,
+    forwards: Vec<NamedForward>,
+) -> TlsConfig {
+    TlsConfig {
+        name: name.into(),
+        hostname: hostname.map(|text| HostnamePattern::parse(text).unwrap()),
+        mode: TlsMode::Passthrough(forwards),
     }
 }
 

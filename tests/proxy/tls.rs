@@ -26,8 +26,12 @@ fn served_leaf(stream: &TlsStream<TcpStream>) -> CertificateDer<'static> {
 }
 
 /// The alert that ended a handshake.
-fn alert(result: io::Result<TlsStream<TcpStream>>) -> AlertDescription {
-    let error = result.expect_err("the handshake succeeded");
+fn refusal(result: io::Result<TlsStream<TcpStream>>) -> AlertDescription {
+    alert(&result.expect_err("the handshake succeeded"))
+}
+
+/// The alert that an error tells of.
+pub fn alert(error: &io::Error) -> AlertDescription {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(rustls::Error::AlertReceived(alert)) => *alert,
         _ => panic!("no alert: {error:?}"),
@@ -109,7 +113,7 @@ async fn the_tailnets_certificate_is_served_once_it_was_issued_next_to_those_of_
     let config = client(&[&issued, &secret]);
 
     let early = handshake(scene.address(TLS), &config, NODE).await;
-    assert_eq!(alert(early), AlertDescription::UnrecognisedName);
+    assert_eq!(refusal(early), AlertDescription::UnrecognisedName);
     failed(&scene, "tls", "unknown_name").await;
 
     let (tailnet, mut ready) = (Arc::clone(&scene.tailnet), scene.tailnet.watch());
@@ -129,7 +133,7 @@ async fn the_tailnets_certificate_is_served_once_it_was_issued_next_to_those_of_
 }
 
 /// What the wire has when a client with this configuration begins.
-fn client_hello(config: &Arc<ClientConfig>, name: &'static str) -> Vec<u8> {
+pub fn client_hello(config: &Arc<ClientConfig>, name: &'static str) -> Vec<u8> {
     let name = ServerName::try_from(name).unwrap();
     let mut client = ClientConnection::new(Arc::clone(config), name).unwrap();
     let mut bytes = Vec::new();
@@ -276,7 +280,7 @@ async fn the_protocol_is_the_first_of_the_listeners_that_the_client_speaks() {
     }
     let config = speaking(&certificate, &["imap"]);
     let refused = handshake(scene.address(TLS), &config, HOST).await;
-    assert_eq!(alert(refused), AlertDescription::NoApplicationProtocol);
+    assert_eq!(refusal(refused), AlertDescription::NoApplicationProtocol);
     failed(&scene, "tls", "no_common_alpn").await;
 }
 

@@ -6,4 +6,5 @@ mod connections;
 mod headers;
 mod nodes;
 mod run;
+mod streams;
 pub mod world;

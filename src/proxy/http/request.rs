@@ -181,7 +181,9 @@ pub(super) fn outgoing(
 ) -> Result<Request<RequestBody>, http::Error> {
     strip_hop_by_hop(&mut parts.headers);
     join_cookies(&mut parts.headers);
-    let mut host = HeaderValue::from_str(caller.authority)?;
+    // As it was understood here, so that a header that was not is not passed on.
+    let host = HeaderValue::from_str(caller.authority)?;
+    parts.headers.insert(HOST, host.clone());
     introduce(&mut parts.headers, caller);
     let mut path = None;
     for filters in filters {
@@ -190,19 +192,14 @@ pub(super) fn outgoing(
             .iter()
             .for_each(|change| change.apply(&mut parts.headers));
         if let Some(hostname) = &filters.hostname {
-            host = hostname.clone();
+            parts.headers.insert(HOST, hostname.clone());
         }
         if let Some(change) = &filters.path {
             path = Some(changed_path(parts.uri.path(), change, prefix));
         }
     }
-    // A filter may set it, as any other header.
-    if filters.iter().all(|filters| filters.requests.is_empty())
-        || !parts.headers.contains_key(HOST)
-        || filters.iter().any(|filters| filters.hostname.is_some())
-    {
-        parts.headers.insert(HOST, host);
-    }
+    // A filter may have removed it.
+    parts.headers.entry(HOST).or_insert(host);
     parts.uri = target(&parts.uri, path)?;
     parts.version = Version::HTTP_11;
     match upgrade {

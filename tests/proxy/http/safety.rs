@@ -9,7 +9,10 @@ use std::{
     sync::{Arc, Mutex},
     time::Duration,
 };
-use tailway::proxy::Limits;
+use tailway::{
+    model::{HeaderChange, HttpFilter, HttpRule},
+    proxy::Limits,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -327,12 +330,26 @@ async fn a_response_that_its_backend_cuts_is_cut_at_the_client() {
 
 #[tokio::test]
 async fn a_target_with_a_host_counts_more_than_the_header() {
-    let stage = Stage::new().await;
-    let request = "GET http://right.example.com/other/x HTTP/1.1\r\nhost: wrong.example.com\r\nconnection: close\r\n\r\n";
-    let answer = stage.answer(request.as_bytes()).await;
-    assert!(answer.contains(r#""host":"right.example.com""#), "{answer}");
-    assert!(!answer.contains("wrong"), "{answer}");
-    assert!(answer.contains(r#""target":"/other/x""#), "{answer}");
+    let app = mirror_of("app").await;
+    let changed = HeaderChange {
+        set: vec![("x-set".into(), "1".into())],
+        ..HeaderChange::default()
+    };
+    // Also where filters touch headers.
+    for filters in [Vec::new(), vec![HttpFilter::RequestHeaders(changed)]] {
+        let rule = HttpRule {
+            filters,
+            ..rule(vec![below("/")], "app")
+        };
+        let scene = Scene::new(&site(&[("route", vec![rule])], &[("app", &[app])])).await;
+        let mut stream = scene.connect(HTTP).await;
+        let request = "GET http://right.example.com/x HTTP/1.1\r\nhost: wrong.example.com\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = String::from_utf8(read_all(&mut stream).await.unwrap()).unwrap();
+        assert!(answer.contains(r#""host":"right.example.com""#), "{answer}");
+        assert!(!answer.contains("wrong"), "{answer}");
+        assert!(answer.contains(r#""target":"/x""#), "{answer}");
+    }
 }
 
 #[tokio::test]
