@@ -362,11 +362,11 @@ mod tests {
 
         #[test]
         fn no_object_makes_it_panic(
-            kind in "Gateway|TCPRoute|HTTPRoute|GRPCRoute|TLSRoute|UDPRoute|Service|Secret|EndpointSlice|Namespace|GatewayClass|ReferenceGrant",
+            kind in "Gateway|ListenerSet|BackendTLSPolicy|ConfigMap|TCPRoute|HTTPRoute|GRPCRoute|TLSRoute|UDPRoute|Service|Secret|EndpointSlice|Namespace|GatewayClass|ReferenceGrant",
             body in "[a-z0-9:{}\\[\\], \n-]{0,200}",
         ) {
             let group = match kind.as_str() {
-                "Service" | "Secret" | "Namespace" => "v1",
+                "Service" | "Secret" | "ConfigMap" | "Namespace" => "v1",
                 "EndpointSlice" => "discovery.k8s.io/v1",
                 _ => "gateway.networking.k8s.io/v1",
             };
