@@ -17,7 +17,7 @@ use crate::{
     metrics::{ListenerMetrics, Metrics},
     model::Identity,
     net::{
-        Accepted, End, Flow, Progress, SpliceOptions, Stream, Transfer,
+        Accepted, End, Flow, Progress, SpliceOptions, Stream,
         host::{close_in_order, reset_on_close},
         relay::copy_both,
     },
@@ -168,10 +168,16 @@ async fn serve_http<A: Accepted>(accepted: A, connection: &Connection, place: &P
 
 async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context) {
     let access = Access::of(accepted.flow(), || accepted.identity());
-    let Some(reached) = connect(context, served, "").await else {
+    let reached = connect(context, served, "").await;
+    let Some(Reached {
+        route,
+        stream: backend,
+        connected,
+        ..
+    }) = reached
+    else {
         return accepted.reset();
     };
-    let (route, connected) = (reached.route, reached.connected);
     let prefix = match route.proxy_protocol {
         Some(version) => {
             let identity = accepted.identity();
@@ -186,7 +192,7 @@ async fn serve_tcp<A: Accepted>(accepted: A, served: &Served, context: &Context)
         idle_timeout: context.limits.idle_timeout,
         progress,
     };
-    let transfer = accepted.splice(reached.stream, options).await;
+    let transfer = accepted.splice(backend, options).await;
     meter.ended(transfer.end.as_str());
     let course = Course {
         listener: &served.listener,
@@ -277,10 +283,43 @@ async fn pass_on<T: Transport>(
     access: &Access,
     identity: Option<Arc<Identity>>,
 ) {
-    let Some(reached) = connect(context, served, &peer.server_name).await else {
+    // On the heap while it lasts: it may be a handshake.
+    let beginning = Box::pin(begin(&mut peer, served, context, access, identity));
+    let Some((route, connected, mut backend)) = beginning.await else {
         return;
     };
-    let route = reached.route;
+    let progress = Arc::new(Progress::default());
+    let mut meter = served.metrics.open(read(&progress));
+    let end = relay(&mut peer, &mut backend, context, &progress).await;
+    meter.ended(end.as_str());
+    let course = Course {
+        listener: &served.listener,
+        route,
+        endpoint: connected.endpoint().to_string(),
+        server_name: &peer.server_name,
+        received: progress.received.load(Ordering::Relaxed),
+        sent: progress.sent.load(Ordering::Relaxed),
+        end: end.as_str(),
+    };
+    access.log(context, "connection", &course);
+}
+
+/// Connects to the backend of a peer, tells it who calls, and takes it through a handshake of its
+/// own where that of the peer has ended here.
+async fn begin<'a, T: Transport>(
+    peer: &mut TlsPeer<T>,
+    served: &'a Served,
+    context: &Context,
+    access: &Access,
+    identity: Option<Arc<Identity>>,
+) -> Option<(&'a Arc<Route>, Connected, BackendStream)> {
+    let Reached {
+        route,
+        balancer,
+        mut stream,
+        connected,
+    } = connect(context, served, &peer.server_name).await?;
+    reset_on_close(&stream);
     let header = route.proxy_protocol.map(|version| {
         let client = Client {
             server_name: &peer.server_name,
@@ -289,50 +328,6 @@ async fn pass_on<T: Transport>(
         };
         client.header(version)
     });
-    let progress = Arc::new(Progress::default());
-    let mut meter = served.metrics.open(read(&progress));
-    let endpoint = reached.connected.endpoint().to_string();
-    // On the heap while it lasts, as a handshake is.
-    let beginning = Box::pin(begin::<T>(
-        &reached.connected,
-        reached.stream,
-        header,
-        context,
-    ));
-    let end = match beginning.await {
-        Ok(backend) => relay(&mut peer, backend, context, &progress).await,
-        Err(reason) => {
-            not_reached(context, served, reached.balancer, reason);
-            End::BackendReset
-        }
-    };
-    let transfer = Transfer {
-        received: progress.received.load(Ordering::Relaxed),
-        sent: progress.sent.load(Ordering::Relaxed),
-        end,
-    };
-    meter.ended(transfer.end.as_str());
-    let course = Course {
-        listener: &served.listener,
-        route,
-        endpoint,
-        server_name: &peer.server_name,
-        received: transfer.received,
-        sent: transfer.sent,
-        end: transfer.end.as_str(),
-    };
-    access.log(context, "connection", &course);
-}
-
-/// Tells a backend who calls, and takes it through a handshake of its own where that of the peer
-/// has ended here.
-async fn begin<T: Transport>(
-    connected: &Connected,
-    mut stream: TcpStream,
-    header: Option<Vec<u8>>,
-    context: &Context,
-) -> Result<BackendStream, Unreachable> {
-    reset_on_close(&stream);
     let beginning = async {
         if let Some(header) = header {
             let told = stream.write_all(&header).await;
@@ -343,23 +338,29 @@ async fn begin<T: Transport>(
             false => Ok(BackendStream::Left(stream)),
         }
     };
-    tokio::time::timeout(context.limits.connect_timeout, beginning)
-        .await
-        .unwrap_or(Err(Unreachable::Timeout))
+    let begun = tokio::time::timeout(context.limits.connect_timeout, beginning);
+    match begun.await.unwrap_or(Err(Unreachable::Timeout)) {
+        Ok(backend) => Some((route, connected, backend)),
+        Err(reason) => {
+            not_reached(context, served, balancer, reason);
+            served.metrics.refused("backend_unreachable");
+            None
+        }
+    }
 }
 
 /// Copies between a peer and its backend. A peer whose TLS ends here without `close_notify` did not
 /// end (RFC 8446 §6.1): the backend is reset, so that it does not take a cut message for a whole.
 async fn relay<T: Transport>(
     peer: &mut TlsPeer<T>,
-    mut backend: BackendStream,
+    backend: &mut BackendStream,
     context: &Context,
     progress: &Progress,
 ) -> End {
     let idle_timeout = context.limits.idle_timeout;
-    let end = copy_both(&mut peer.stream, &mut backend, idle_timeout, progress).await;
+    let end = copy_both(&mut peer.stream, backend, idle_timeout, progress).await;
     if end == End::Eof {
-        close_in_order(socket(&backend));
+        close_in_order(socket(backend));
         peer.in_order = true;
     }
     end
