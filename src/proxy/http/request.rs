@@ -5,6 +5,8 @@ use super::{
     filters::{Filters, changed_path},
     headers::{Caller, introduce, join_cookies, strip_hop_by_hop},
 };
+use crate::proxy::balance::below;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{
     HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version,
     header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING, UPGRADE},
@@ -209,12 +211,17 @@ pub(super) fn outgoing(
             parts.method = Method::GET;
             announce(&mut parts, protocol);
             // HTTP/2 has no key; the backend's answer to it is for us alone.
-            let key = HeaderValue::from_static("dGFpbHdheSBvdmVyIEhUVFAyIQ==");
-            parts.headers.insert("sec-websocket-key", key);
+            parts.headers.insert("sec-websocket-key", websocket_key()?);
         }
     }
     parts.extensions = http::Extensions::new();
     Ok(Request::from_parts(parts, body))
+}
+
+/// A nonce of 16 random bytes in base64 (RFC 6455 §4.1).
+fn websocket_key() -> Result<HeaderValue, http::Error> {
+    let nonce: [u8; 16] = std::array::from_fn(|_| below(256) as u8);
+    Ok(HeaderValue::try_from(STANDARD.encode(nonce))?)
 }
 
 fn announce(parts: &mut Parts, protocol: &HeaderValue) {

@@ -2,6 +2,7 @@
 
 use super::scene::{Client, HTTP, below, get, mirror_of, request, rule, serve, site, told};
 use crate::proxy::scene::{Scene, accept, backend, read_all, within};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{Method, Request, StatusCode, Version};
 use http_body_util::Empty;
 use hyper::{body::Bytes, client::conn::http2, ext::Protocol};
@@ -211,14 +212,14 @@ async fn a_websocket_over_http2_is_a_tunnel_to_one_over_http1() {
         while !head.ends_with("\r\n\r\n") {
             head.push(char::from(within(stream.read_u8()).await.unwrap()));
         }
+        let mut lines = head.lines();
+        let key = lines.find_map(|line| line.strip_prefix("sec-websocket-key: "));
+        // A nonce of 16 bytes (RFC 6455 §4.2.1): strict servers look at its length.
+        let nonce = STANDARD.decode(key.unwrap()).unwrap();
+        assert_eq!(nonce.len(), 16, "{head}");
         let head = head.to_ascii_lowercase();
         assert!(head.starts_with("get /chat http/1.1\r\n"), "{head}");
-        for line in [
-            "upgrade: websocket",
-            "connection: upgrade",
-            "host: a",
-            "sec-websocket-key: ",
-        ] {
+        for line in ["upgrade: websocket", "connection: upgrade", "host: a"] {
             assert!(head.contains(&format!("\r\n{line}")), "{head}");
         }
         let answer = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: x\r\n\r\nhi";
