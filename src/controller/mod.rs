@@ -35,7 +35,7 @@ pub use names::workload_name;
 pub use owned::{Follower, Owned};
 pub use parameters::Defaults;
 pub use requests::unless_gone;
-pub use status::{News, StatusWrite, changed, plan};
+pub use status::{FEATURES, News, StatusWrite, changed, plan};
 pub use workload::{AUTHORITY, Made, Site, WorkloadInput};
 pub use world::{Engine, Note, Values, World};
 pub use writer::{FIELD_MANAGER, Writer};

@@ -260,6 +260,28 @@ async fn a_request_is_tried_again_for_the_statuses_that_were_named() {
 }
 
 #[tokio::test]
+async fn a_request_whose_backend_could_not_be_reached_is_tried_again_elsewhere() {
+    let app = mirror_of("app").await;
+    let (_one, dead) = crate::proxy::scene::dead();
+    let (_two, gone) = crate::proxy::scene::dead();
+    let rule = HttpRule {
+        retry: Some(Retry {
+            codes: Vec::new(),
+            attempts: 2,
+            backoff: Duration::from_millis(1),
+        }),
+        ..rule(vec![below("/")], "app")
+    };
+    // A try reaches for two endpoints, so that the first may find the dead ones alone.
+    let backends = [("app", &[dead, gone, app][..])];
+    for _ in 0..8 {
+        let scene = Scene::new(&site(&[("route", vec![rule.clone()])], &backends)).await;
+        let told = told(ask(&scene, get("/")).await).await;
+        assert_eq!(told["backend"], "app");
+    }
+}
+
+#[tokio::test]
 async fn a_websocket_is_a_tunnel_from_then_on() {
     let (listener, address) = backend().await;
     let scene = Scene::new(&site(

@@ -5,8 +5,15 @@ use crate::proxy::scene::{Scene, backend_id, within};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 use tailway::model::{
-    Cors, HeaderChange, HttpFilter, HttpRule, Mirror, PathChange, Redirect, Rewrite,
+    Cors, HeaderChange, HttpBackend, HttpFilter, HttpRule, Mirror, PathChange, Redirect, Rewrite,
 };
 use tokio::sync::mpsc;
 
@@ -38,6 +45,55 @@ async fn headers_of_requests_are_set_added_and_removed() {
     assert_eq!(headers["x-fresh"], "1");
     assert_eq!(headers["x-add"], "some, more");
     assert_eq!(headers["x-gone"], serde_json::Value::Null);
+}
+
+#[tokio::test]
+async fn headers_of_requests_are_changed_by_rule_and_backend() {
+    let change = |value: &str| {
+        HttpFilter::RequestHeaders(HeaderChange {
+            set: pairs(&[("x-who", value)]),
+            add: pairs(&[("x-all", value)]),
+            remove: Vec::new(),
+        })
+    };
+    let mut rule = filtered(vec![change("rule")]);
+    rule.backends[0].filters = vec![change("backend")];
+    let scene = scene(rule).await;
+    let headers = told(ask(&scene, get("/")).await).await["headers"].take();
+    assert_eq!(headers["x-who"], "backend");
+    assert_eq!(headers["x-all"], "rule, backend");
+}
+
+#[tokio::test]
+async fn a_rewrite_of_a_backend_is_for_its_requests_alone() {
+    let (one, two) = (mirror_of("one").await, mirror_of("two").await);
+    let mut rule = rule(vec![below("/")], "one");
+    let rewrite = Rewrite {
+        hostname: Some("two.example.com".into()),
+        path: Some(PathChange::Full("/two".into())),
+    };
+    rule.backends.push(HttpBackend {
+        weight: 1,
+        backend: Some(backend_id("two")),
+        filters: vec![HttpFilter::Rewrite(rewrite)],
+    });
+    let backends = [("one", &[one][..]), ("two", &[two])];
+    let scene = Scene::new(&site(&[("route", vec![rule])], &backends)).await;
+    let mut seen = BTreeSet::new();
+    // Each is drawn once in two requests; that one is not in 200 is less likely than 2^-199.
+    for _ in 0..200 {
+        let told = told(ask(&scene, get("/a")).await).await;
+        let of = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        seen.insert([&told["backend"], &told["target"], &told["headers"]["host"]].map(of));
+    }
+    let expected = [
+        ["one", "/a", "web.example.com"],
+        ["two", "/two", "two.example.com"],
+    ];
+    assert_eq!(
+        seen,
+        BTreeSet::from(expected.map(|of| of.map(str::to_owned)))
+    );
 }
 
 #[tokio::test]
@@ -79,6 +135,52 @@ async fn a_redirect_is_answered_here() {
         response.headers()["location"],
         "https://web.example.com/new/page?a=b"
     );
+}
+
+#[tokio::test]
+async fn each_part_of_a_redirect_is_that_of_the_filter_or_of_the_request() {
+    let redirect = |scheme: Option<&str>, hostname: Option<&str>, path, port, status| Redirect {
+        scheme: scheme.map(str::to_owned),
+        hostname: hostname.map(str::to_owned),
+        path,
+        port,
+        status,
+    };
+    let full = Some(PathChange::Full("/all".into()));
+    let prefix = Some(PathChange::Prefix("/new".into()));
+    for (redirect, location) in [
+        (
+            redirect(None, None, None, Some(8080), 301),
+            "http://web.example.com:8080/old/page?a=b",
+        ),
+        (
+            redirect(None, Some("other.example"), None, Some(80), 302),
+            "http://other.example/old/page?a=b",
+        ),
+        (
+            redirect(Some("https"), None, full, None, 303),
+            "https://web.example.com/all?a=b",
+        ),
+        (
+            redirect(Some("https"), None, prefix, Some(8443), 307),
+            "https://web.example.com:8443/new/page?a=b",
+        ),
+        (
+            redirect(Some("https"), None, None, Some(443), 308),
+            "https://web.example.com/old/page?a=b",
+        ),
+    ] {
+        let status = redirect.status;
+        let rule = HttpRule {
+            filters: vec![HttpFilter::Redirect(redirect)],
+            backends: Vec::new(),
+            ..rule(vec![below("/old")], "app")
+        };
+        let scene = scene(rule).await;
+        let response = ask(&scene, get("/old/page?a=b")).await;
+        assert_eq!(response.status().as_u16(), status);
+        assert_eq!(response.headers()["location"], location);
+    }
 }
 
 #[tokio::test]
@@ -154,6 +256,41 @@ async fn a_mirror_gets_a_copy_and_its_answer_counts_for_nothing() {
     );
     assert_eq!(parts.headers["x-mine"], "1");
     assert_eq!(body, "body");
+}
+
+#[tokio::test]
+async fn each_of_several_mirrors_gets_its_own_share() {
+    let counts: [Arc<AtomicUsize>; 2] = Default::default();
+    let counted = async |count: &Arc<AtomicUsize>| {
+        let count = Arc::clone(count);
+        serve(move |_| {
+            count.fetch_add(1, Ordering::Relaxed);
+            async { Response::new(Full::<Bytes>::default()) }
+        })
+        .await
+    };
+    let (all, some) = (counted(&counts[0]).await, counted(&counts[1]).await);
+    let mirror = |name: &str, numerator| {
+        HttpFilter::Mirror(Mirror {
+            backend: Some(backend_id(name)),
+            numerator,
+            denominator: 100,
+        })
+    };
+    let app = mirror_of("app").await;
+    let rule = filtered(vec![mirror("all", 100), mirror("some", 50)]);
+    let backends = [("app", &[app][..]), ("all", &[all]), ("some", &[some])];
+    let scene = Scene::new(&site(&[("route", vec![rule])], &backends)).await;
+    for _ in 0..200 {
+        told(ask(&scene, get("/")).await).await;
+    }
+    // Copies may still be under way.
+    while counts[0].load(Ordering::Relaxed) < 200 {
+        within(tokio::task::yield_now()).await;
+    }
+    let some = counts[1].load(Ordering::Relaxed);
+    // 50 is more than seven standard deviations from the mean.
+    assert!((50..=150).contains(&some), "{some} of 200");
 }
 
 #[tokio::test]
