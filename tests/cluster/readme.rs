@@ -102,7 +102,7 @@ spec: {{gatewayClassName: my-tailnet, addresses: {addresses}, listeners: {listen
     };
     let web = "[{name: web, port: 80, protocol: TCP}]";
     let full = format!("[{{type: Hostname, value: full.{domain}}}]");
-    let mixed = "[{name: web, port: 80, protocol: TCP}, {name: http, port: 8080, protocol: HTTP}]";
+    let mixed = "[{name: web, port: 80, protocol: TCP}, {name: other, port: 8080, protocol: example.com/mqtt}]";
     let route = "---
 apiVersion: gateway.networking.k8s.io/v1
 kind: TCPRoute
@@ -259,7 +259,10 @@ async fn other_names(scene: &Scene) {
     }
     let refused = ("Accepted", "False", "UnsupportedProtocol");
     let message = scene
-        .listener_condition(("default", "gateway/mixed"), "http", refused)
+        .listener_condition(("default", "gateway/mixed"), "other", refused)
         .await;
-    assert!(message.contains("use TCP or TLS"), "{message}");
+    assert!(
+        message.contains("use HTTP, HTTPS, TLS, TCP or UDP"),
+        "{message}"
+    );
 }

@@ -151,7 +151,8 @@ async fn requests_find_their_pods_and_pods_know_who_asks() {
     scene.lab.eventually(what, unavailable).await;
     scene.page(&format!("https://{host}/a"), "one /a\n").await;
 
-    scene.lab.delete(&objects()).await;
+    let namespaces = ["delete", "namespace/routes", "namespace/guests"];
+    scene.lab.kubectl(namespaces).await;
     let what = "nothing is left of it";
     let empty = || async { scene.made().await.is_empty().then_some(()) };
     scene.lab.eventually(what, empty).await;
