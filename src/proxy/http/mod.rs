@@ -265,7 +265,8 @@ where
     let (this, drain) = (Arc::clone(&peer), peer.drain.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         let peer = Arc::clone(&this);
-        async move { Ok::<_, Infallible>(answer(&peer, request).await) }
+        // On the heap while it lasts: hyper has room for one as long as its connection is open.
+        Box::pin(async move { Ok::<_, Infallible>(answer(&peer, request).await) })
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
