@@ -48,7 +48,7 @@ test-go:
 
 cluster: localtailnet lab-build ## on a real Kubernetes, in namespaces of its own; as root; TESTS names some
 	$(LAB)/require.sh run
-	$(CARGO) test --test tests $(or $(TESTS),cluster::) -- --ignored --test-threads=1
+	$(CARGO) test --test tests -- --ignored --test-threads=1 $(or $(TESTS),cluster::)
 
 lab-build: ## etcd, Kubernetes and cluster DNS for `make cluster`; ten minutes once
 	$(LAB)/build.sh

@@ -59,7 +59,7 @@ apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {name: to-https, namespace: routes}
 spec:
-  parentRefs: [{name: routes, sectionName: http}]
+  parentRefs: [{name: routes, port: 80}]
   rules: [{filters: [{type: RequestRedirect, requestRedirect: {scheme: https, statusCode: 301}}]}]
 ---
 apiVersion: gateway.networking.k8s.io/v1
