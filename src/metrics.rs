@@ -136,6 +136,26 @@ impl EncodeLabelSet for NoLabels {
     }
 }
 
+// === impl ListenerLabels ===
+
+impl ListenerLabels {
+    fn new(gateway: &str, listener: &str) -> Self {
+        Self {
+            gateway: gateway.into(),
+            listener: listener.into(),
+        }
+    }
+
+    fn with(&self, reason: &'static str) -> ReasonLabels {
+        let Self { gateway, listener } = self.clone();
+        ReasonLabels {
+            gateway,
+            listener,
+            reason,
+        }
+    }
+}
+
 // === impl Metrics ===
 
 impl Default for Metrics {
@@ -261,10 +281,7 @@ impl Metrics {
     }
 
     pub fn listener(&self, gateway: &str, listener: &str) -> ListenerMetrics {
-        let labels = ListenerLabels {
-            gateway: gateway.into(),
-            listener: listener.into(),
-        };
+        let labels = ListenerLabels::new(gateway, listener);
         let inner = &self.inner;
         ListenerMetrics {
             opened: inner.opened.get_or_create_owned(&labels),
@@ -354,20 +371,11 @@ impl fmt::Debug for Metrics {
 // === impl ListenerMetrics ===
 
 impl ListenerMetrics {
-    fn reasons(&self, reason: &'static str) -> ReasonLabels {
-        let ListenerLabels { gateway, listener } = self.labels.clone();
-        ReasonLabels {
-            gateway,
-            listener,
-            reason,
-        }
-    }
-
     pub fn refused(&self, reason: &'static str) {
         self.metrics
             .inner
             .refused
-            .get_or_create(&self.reasons(reason))
+            .get_or_create(&self.labels.with(reason))
             .inc();
     }
 
@@ -375,7 +383,7 @@ impl ListenerMetrics {
         self.metrics
             .inner
             .tls_failures
-            .get_or_create(&self.reasons(reason))
+            .get_or_create(&self.labels.with(reason))
             .inc();
     }
 
@@ -432,7 +440,7 @@ impl Drop for ConnectionMeter {
         self.listener
             .duration
             .observe(self.started.elapsed().as_secs_f64());
-        let labels = self.listener.reasons(self.reason);
+        let labels = self.listener.labels.with(self.reason);
         self.listener
             .metrics
             .inner

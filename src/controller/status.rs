@@ -360,43 +360,43 @@ fn listeners_status(listeners: &[ListenerStatus], live: &Value, now: &str) -> Va
 
 /// Entries of other controllers stay as they are, before ours.
 fn route_status(status: Option<&RouteStatus>, live: &Value, now: &str) -> Map<String, Value> {
-    let (ours, others) = ours_and_others(&live["parents"]);
     let parents = status.into_iter().flat_map(|status| &status.parents);
-    let desired = parents.map(|parent| {
-        let reference = value(&parent.parent_ref);
-        let live = entry(&ours, |live| live["parentRef"] == reference);
-        let mut desired = value(parent);
-        desired["conditions"] = merged(
-            &live["conditions"],
-            &parent.conditions,
-            PARENT_CONDITIONS,
-            now,
-        );
-        desired
-    });
-    let parents = others.into_iter().chain(desired).collect();
+    let ours = parents.map(|parent| (value(parent), parent.conditions.as_slice()));
+    let (others, ours) = entries(&live["parents"], ours, "parentRef", PARENT_CONDITIONS, now);
+    let parents = others.into_iter().chain(ours).collect();
     Map::from_iter([("parents".into(), parents)])
 }
 
 /// Entries of other controllers stay as they are, before ours.
 fn policy_status(status: Option<&PolicyStatus>, live: &Value, now: &str) -> Map<String, Value> {
-    let (ours, others) = ours_and_others(&live["ancestors"]);
     let ancestors = status.into_iter().flat_map(|status| &status.ancestors);
-    let desired = ancestors.map(|ancestor| {
-        let reference = value(&ancestor.ancestor_ref);
-        let live = entry(&ours, |live| live["ancestorRef"] == reference);
-        let mut desired = value(ancestor);
-        desired["conditions"] = merged(
-            &live["conditions"],
-            &ancestor.conditions,
-            POLICY_CONDITIONS,
-            now,
-        );
+    let ours = ancestors.map(|ancestor| (value(ancestor), ancestor.conditions.as_slice()));
+    let live = &live["ancestors"];
+    let (others, ours) = entries(live, ours, "ancestorRef", POLICY_CONDITIONS, now);
+    let room = ANCESTORS.saturating_sub(others.len());
+    let ancestors = others
+        .into_iter()
+        .chain(ours.into_iter().take(room))
+        .collect();
+    Map::from_iter([("ancestors".into(), ancestors)])
+}
+
+/// The entries of other controllers, and ours as they should be; `reference` is the field that
+/// tells ours apart.
+fn entries<'a>(
+    live: &Value,
+    ours: impl Iterator<Item = (Value, &'a [Condition])>,
+    reference: &str,
+    types: &[&str],
+    now: &str,
+) -> (Vec<Value>, Vec<Value>) {
+    let (known, others) = ours_and_others(live);
+    let desired = ours.map(|(mut desired, conditions)| {
+        let live = entry(&known, |live| live[reference] == desired[reference]);
+        desired["conditions"] = merged(&live["conditions"], conditions, types, now);
         desired
     });
-    let room = ANCESTORS.saturating_sub(others.len());
-    let ancestors = others.into_iter().chain(desired.take(room)).collect();
-    Map::from_iter([("ancestors".into(), ancestors)])
+    (others, desired.collect())
 }
 
 /// The entries of a status that are ours, and those of other controllers.

@@ -127,10 +127,14 @@ impl Index {
         if before.is_none_or(|before| before.findings != resolved.findings) {
             self.pending.route_statuses.insert(key.clone());
         }
-        self.mark_policies_of(&resolved);
-        if let Some(before) = self.evaluated.resolved.insert(key, resolved) {
-            self.mark_policies_of(&before);
+        // Endpoints that come and go say nothing to policies.
+        if before.is_none_or(|before| !before.backends.keys().eq(resolved.backends.keys())) {
+            self.mark_policies_of(&resolved);
+            if let Some(before) = self.evaluated.resolved.remove(&key) {
+                self.mark_policies_of(&before);
+            }
         }
+        self.evaluated.resolved.insert(key, resolved);
     }
 
     fn attach_routes(&mut self, gateway: &ObjectName) {

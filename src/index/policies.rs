@@ -73,9 +73,8 @@ impl Index {
 
     /// Marks the policies of the backends of a route.
     pub(super) fn mark_policies_of(&mut self, resolved: &Resolved) {
-        let services: BTreeSet<_> = resolved.backends.keys().map(|id| &id.service).collect();
-        for service in services {
-            self.mark_policies(service);
+        for service in services_of(resolved) {
+            self.mark_policies(&service);
         }
     }
 
@@ -86,8 +85,9 @@ impl Index {
         }
         let routes: BTreeSet<_> = routes.collect();
         for route in routes {
-            if let Some(resolved) = self.evaluated.resolved.get(route).cloned() {
-                self.mark_policies_of(&resolved);
+            let resolved = self.evaluated.resolved.get(route);
+            for service in resolved.map(services_of).unwrap_or_default() {
+                self.mark_policies(&service);
             }
         }
     }
@@ -156,4 +156,9 @@ impl Index {
                 && listener.protocol.as_ref().is_some_and(|p| p.ends_here())
         })
     }
+}
+
+fn services_of(resolved: &Resolved) -> BTreeSet<ObjectName> {
+    let services = resolved.backends.keys().map(|id| &id.service);
+    services.cloned().collect()
 }

@@ -63,10 +63,7 @@ impl Families {
 
 impl Metrics {
     pub fn udp_listener(&self, gateway: &str, listener: &str) -> UdpMetrics {
-        let labels = ListenerLabels {
-            gateway: gateway.into(),
-            listener: listener.into(),
-        };
+        let labels = ListenerLabels::new(gateway, listener);
         let inner = &self.inner;
         UdpMetrics {
             opened: inner.udp.opened.get_or_create_owned(&labels),
@@ -82,18 +79,9 @@ impl Metrics {
 // === impl UdpMetrics ===
 
 impl UdpMetrics {
-    fn reasons(&self, reason: &'static str) -> ReasonLabels {
-        let ListenerLabels { gateway, listener } = self.labels.clone();
-        ReasonLabels {
-            gateway,
-            listener,
-            reason,
-        }
-    }
-
     /// Counts a datagram that was not passed on.
     pub fn dropped(&self, reason: &'static str) {
-        let labels = self.reasons(reason);
+        let labels = self.labels.with(reason);
         self.metrics.inner.udp.dropped.get_or_create(&labels).inc();
     }
 
@@ -136,7 +124,7 @@ impl FlowMeter {
 impl Drop for FlowMeter {
     fn drop(&mut self) {
         self.listener.open.dec();
-        let labels = self.listener.reasons(self.reason);
+        let labels = self.listener.labels.with(self.reason);
         let udp = &self.listener.metrics.inner.udp;
         udp.closed.get_or_create(&labels).inc();
     }

@@ -1,3 +1,5 @@
+//! The log line of a connection or of a flow of datagrams.
+
 use super::{balance::Route, connection::Context};
 use crate::{model::Identity, net::Flow};
 use std::{sync::Arc, time::Instant};

@@ -18,14 +18,17 @@ use std::sync::Arc;
 /// Who is let in by a listener that asks its clients for certificates.
 pub(super) fn verifier(validation: &ClientValidation) -> Arc<dyn ClientCertVerifier> {
     let roots = roots(&validation.authorities);
-    let hints = roots.subjects();
+    let unread = Unread {
+        hints: roots.subjects(),
+        everybody: validation.optional,
+    };
     if validation.optional {
-        return Arc::new(Lenient { hints });
+        return Arc::new(unread);
     }
     // Without a root it refuses to be built; nobody is let in then.
     WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
         .build()
-        .unwrap_or_else(|_| Arc::new(Nobody { hints }))
+        .unwrap_or_else(|_| Arc::new(unread))
 }
 
 /// An authority that cannot be used is told and left out: fewer are let in, never more.
@@ -43,24 +46,20 @@ fn roots(authorities: &Authorities) -> RootCertStore {
     roots
 }
 
-/// Asks for certificates and lets everybody in (`AllowInsecureFallback`). Who shows one must have
-/// its key all the same.
+/// Looks at no certificate, for whoever shows one. Who is let in must have its key all the same.
 #[derive(Debug)]
-struct Lenient {
+struct Unread {
     hints: Vec<DistinguishedName>,
+    /// Whether everybody is let in (`AllowInsecureFallback`), or nobody, as there is no authority
+    /// to believe.
+    everybody: bool,
 }
 
-/// Lets nobody in, as there is no authority to believe.
-#[derive(Debug)]
-struct Nobody {
-    hints: Vec<DistinguishedName>,
-}
+// === impl Unread ===
 
-// === impl Lenient ===
-
-impl ClientCertVerifier for Lenient {
+impl ClientCertVerifier for Unread {
     fn client_auth_mandatory(&self) -> bool {
-        false
+        !self.everybody
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
@@ -73,7 +72,10 @@ impl ClientCertVerifier for Lenient {
         _: &[CertificateDer<'_>],
         _: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        Ok(ClientCertVerified::assertion())
+        match self.everybody {
+            true => Ok(ClientCertVerified::assertion()),
+            false => Err(CertificateError::UnknownIssuer.into()),
+        }
     }
 
     fn verify_tls12_signature(
@@ -96,53 +98,6 @@ impl ClientCertVerifier for Lenient {
         let provider = provider();
         let algorithms = &provider.signature_verification_algorithms;
         verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider()
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
-}
-
-// === impl Nobody ===
-
-impl Nobody {
-    fn refuse<T>() -> Result<T, Error> {
-        Err(Error::InvalidCertificate(CertificateError::UnknownIssuer))
-    }
-}
-
-impl ClientCertVerifier for Nobody {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        Self::refuse()
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Self::refuse()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Self::refuse()
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -8,6 +8,7 @@ use super::{
     forwards::Forwards,
     http::{self, CurrentPort, HttpPort, Peer, Version},
     limits::Place,
+    peer::{Passed, TlsPeer, Transport},
     proxy_protocol::Client,
     read_ahead::ReadAhead,
     tls::{self, Secured, Serves, TlsPort},
@@ -23,16 +24,8 @@ use crate::{
     },
 };
 use arc_swap::ArcSwap;
-use std::{
-    io::{self, IoSlice},
-    pin::Pin,
-    sync::{Arc, atomic::Ordering},
-    task::{self, Poll, ready},
-};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
-};
+use std::sync::{Arc, atomic::Ordering};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_rustls::server::TlsStream;
 
 /// What a port serves at the moment.
@@ -77,24 +70,6 @@ pub(super) struct Context {
     pub(super) metrics: Metrics,
 }
 
-/// A peer of TLS; unless it ended in order, dropping it resets it.
-struct TlsPeer<T: Transport> {
-    stream: T,
-    server_name: String,
-    in_order: bool,
-}
-
-/// Bytes from a peer, whose end by reset is an error.
-trait Transport: AsyncRead + AsyncWrite + Unpin {
-    /// Whether it ends here, so that a backend may have one of its own.
-    const ENDS_HERE: bool;
-
-    fn reset(&self);
-
-    /// The protocol that ALPN agreed on, where TLS ends here.
-    fn protocol(&self) -> Option<&[u8]>;
-}
-
 /// A connection to the backend of a route.
 struct Reached<'a> {
     route: &'a Arc<Route>,
@@ -102,9 +77,6 @@ struct Reached<'a> {
     stream: TcpStream,
     connected: Connected,
 }
-
-/// TLS that ends at the backend.
-struct Passed<S>(ReadAhead<S>);
 
 /// A peer and what its listener serves.
 enum Greeted<'a, S: Stream> {
@@ -120,6 +92,13 @@ pub(super) async fn serve<A: Accepted>(accepted: A, connection: Connection, plac
         // On the heap: hyper needs several times what passing bytes on does.
         Serving::Http(_) => Box::pin(serve_http(accepted, &connection, &place)).await,
         Serving::Tls { tls, .. } => serve_tls(accepted, tls, &place, &connection).await,
+    }
+}
+
+impl Context {
+    /// Counts that a backend was of no use.
+    pub(super) fn backend_failed(&self, backend: &str, reason: &'static str) {
+        self.metrics.backend_error(&self.gateway, backend, reason);
     }
 }
 
@@ -407,9 +386,7 @@ async fn connect<'a>(
 
 fn not_reached(context: &Context, served: &Served, balancer: &Balancer, reason: Unreachable) {
     let reason = reason.as_str();
-    context
-        .metrics
-        .backend_error(&context.gateway, &balancer.name, reason);
+    context.backend_failed(&balancer.name, reason);
     tracing::warn!(
         gateway = context.gateway,
         listener = served.listener,
@@ -437,12 +414,6 @@ impl<S: Stream> http::Reset for S {
     }
 }
 
-impl<T: Transport> http::Reset for Box<TlsPeer<T>> {
-    fn reset(&self) {
-        self.stream.reset();
-    }
-}
-
 // === impl Greeted ===
 
 impl<'a, S: Stream> Greeted<'a, S> {
@@ -466,129 +437,6 @@ impl<'a, S: Stream> Greeted<'a, S> {
                 Self::Passed(Box::new(peer), served)
             }
         }
-    }
-}
-
-// === impl TlsPeer ===
-
-impl<T: Transport> Drop for TlsPeer<T> {
-    fn drop(&mut self) {
-        if !self.in_order {
-            self.stream.reset();
-        }
-    }
-}
-
-impl<S: Stream> Transport for TlsStream<ReadAhead<S>> {
-    const ENDS_HERE: bool = true;
-
-    fn reset(&self) {
-        self.get_ref().0.stream().reset();
-    }
-
-    fn protocol(&self) -> Option<&[u8]> {
-        self.get_ref().1.alpn_protocol()
-    }
-}
-
-impl<S: Stream> Transport for Passed<S> {
-    const ENDS_HERE: bool = false;
-
-    fn reset(&self) {
-        self.0.stream().reset();
-    }
-
-    fn protocol(&self) -> Option<&[u8]> {
-        None
-    }
-}
-
-impl<T: Transport> AsyncRead for TlsPeer<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<T: Transport> AsyncWrite for TlsPeer<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-// === impl Passed ===
-
-impl<S: Stream> AsyncRead for Passed<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.0).poll_read(context, buffer))?;
-        let ended = buffer.filled().len() == before;
-        // Nothing in the bytes tells here, as it does where TLS ends, that they were cut.
-        if ended && self.0.stream().was_reset() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: Stream> AsyncWrite for Passed<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }
 

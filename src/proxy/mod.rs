@@ -16,6 +16,7 @@ mod gateway;
 mod hello;
 pub mod http;
 mod limits;
+mod peer;
 mod proxy_protocol;
 mod read_ahead;
 mod renewal;

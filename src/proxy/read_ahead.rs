@@ -1,3 +1,5 @@
+//! A stream whose bytes are read in large pieces, and whose first ones can be read twice.
+
 use super::hello::{Hello, HelloParser, MAX_HELLO};
 use crate::net::relay::{BUFFER, Buffer};
 use std::{

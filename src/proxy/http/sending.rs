@@ -228,9 +228,7 @@ impl Sending<'_> {
             _ => "ended",
         };
         let context = &self.peer.context;
-        context
-            .metrics
-            .backend_error(&context.gateway, &self.backend.name, reason);
+        context.backend_failed(&self.backend.name, reason);
         tracing::warn!(
             gateway = context.gateway,
             listener = self.listener,

@@ -279,10 +279,7 @@ impl<R: Replies> Conversation<R> {
 
     /// Counts that the backend was not reached, and draws others for a while.
     fn failed(&self, reason: &'static str) {
-        let Context {
-            gateway, metrics, ..
-        } = &*self.context;
-        metrics.backend_error(gateway, &self.balancer.name, reason);
+        self.context.backend_failed(&self.balancer.name, reason);
         self.backend.set_aside();
     }
 

@@ -225,14 +225,8 @@ impl<D: Datagrams> Receiver<D> {
         }
         let seat: Seat = self.places.take(flow.source.ip())?;
         let balancer = route.draw().ok_or("invalid_backend")?;
-        let backend_error = |reason| {
-            let Context {
-                gateway, metrics, ..
-            } = &*self.context;
-            metrics.backend_error(gateway, &balancer.name, reason);
-        };
         let Some(backend) = balancer.choose(None) else {
-            backend_error("no_endpoints");
+            self.context.backend_failed(&balancer.name, "no_endpoints");
             return Err("no_endpoints");
         };
         let talk = Arc::new(Talk::new(Arc::clone(backend.tracked()), &self.ended));
@@ -240,7 +234,7 @@ impl<D: Datagrams> Receiver<D> {
         if let Endpoint::Address(ip, port) = backend.endpoint() {
             let connected = talk.connect(SocketAddr::new(*ip, *port));
             connected.map_err(|_| {
-                backend_error("connect_error");
+                self.context.backend_failed(&balancer.name, "connect_error");
                 backend.set_aside();
                 "backend_unreachable"
             })?;
