@@ -1,7 +1,9 @@
 //! The objects that tailway reads: types of the Gateway API, and what is ours in them.
 
 pub mod conditions;
+pub mod endpoints;
 pub mod tailnets;
+pub mod upstream;
 #[rustfmt::skip]
 #[allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
 pub mod gateway_api;

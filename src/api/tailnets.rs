@@ -181,7 +181,7 @@ fn identity_token() -> String {
 }
 
 /// Quantities can be numbers (`cpu: 2`), which the type for them does not take.
-fn resources<'de, D: Deserializer<'de>>(
+pub(super) fn resources<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<ResourceRequirements>, D::Error> {
     let Some(mut given) = Option::<Value>::deserialize(deserializer)? else {
