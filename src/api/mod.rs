@@ -8,6 +8,7 @@ pub mod upstream;
 #[allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
 pub mod gateway_api;
 
+use endpoints::TailscaleEndpoints;
 use gateway_api::{
     backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
     grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
@@ -18,6 +19,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use tailnets::TailscaleTailnet;
+use upstream::backend::TailscaleBackend;
 
 /// `spec.controllerName` of the GatewayClasses that are ours.
 pub const CONTROLLER: &str = "tailway.michaelbeaumont.github.io/controller";
@@ -72,4 +74,6 @@ pub enum Object {
     ConfigMap(Box<ConfigMap>),
     Namespace(Box<Namespace>),
     Tailnet(Box<TailscaleTailnet>),
+    Endpoints(Box<TailscaleEndpoints>),
+    Backend(Box<TailscaleBackend>),
 }

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     api::{
         Object,
+        endpoints::TailscaleEndpoints,
         gateway_api::{
             gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrantSpec,
         },
@@ -56,6 +57,8 @@ impl Index {
             Object::BackendTlsPolicy(o) => self.set_policy(name, Some(Arc::from(o))),
             Object::ConfigMap(o) => self.set_config_map(name, Some(Bundle::of(&o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
+            Object::Endpoints(o) => self.set_endpoints(name, Some(Arc::from(o))),
+            Object::Backend(o) => drop(self.objects.backends.set(name, Some(Arc::from(o)))),
             Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
             Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
             Object::EndpointSlice(o) => self.set_slice(name, SliceEndpoints::of(name, &o)),
@@ -80,6 +83,8 @@ impl Index {
             Kind::BackendTlsPolicy => self.set_policy(name, None),
             Kind::ConfigMap => self.set_config_map(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
+            Kind::Endpoints => self.set_endpoints(name, None),
+            Kind::Backend => drop(self.objects.backends.set(name, None)),
             Kind::ReferenceGrant => self.set_grant(name, None),
             Kind::Service => self.set_service(name, None),
             Kind::EndpointSlice => self.set_slice(name, None),
@@ -183,6 +188,10 @@ impl Index {
     fn set_tailnet(&mut self, name: &ObjectName, tailnet: Option<Arc<TailscaleTailnet>>) {
         self.objects.tailnets.set(name, tailnet);
         self.pending.classes = true;
+    }
+
+    fn set_endpoints(&mut self, name: &ObjectName, endpoints: Option<Arc<TailscaleEndpoints>>) {
+        self.objects.endpoints.set(name, endpoints);
     }
 
     fn set_grant(&mut self, name: &ObjectName, grant: Option<ReferenceGrantSpec>) {

@@ -46,12 +46,14 @@ pub use objects::{Key, Kind};
 
 use crate::{
     api::{
+        endpoints::TailscaleEndpoints,
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
             grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
             tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
+        upstream::backend::TailscaleBackend,
     },
     model::{NodeReport, ObjectName, Snapshot, Table},
 };
@@ -98,6 +100,8 @@ pub struct Subjects {
     pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
+    pub endpoints: Table<TailscaleEndpoints>,
+    pub backends: Table<TailscaleBackend>,
 }
 
 /// What follows from the objects.
@@ -130,6 +134,8 @@ impl Index {
             listener_sets: self.objects.listener_sets.clone(),
             backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
+            endpoints: self.objects.endpoints.clone(),
+            backends: self.objects.backends.clone(),
         }
     }
 }

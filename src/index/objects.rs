@@ -10,6 +10,7 @@ use super::{
 use crate::{
     api::{
         Object,
+        endpoints::TailscaleEndpoints,
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
             grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
@@ -17,6 +18,7 @@ use crate::{
             udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
+        upstream::backend::TailscaleBackend,
     },
     model::{ObjectName, Table},
 };
@@ -42,6 +44,8 @@ pub enum Kind {
     ConfigMap,
     Namespace,
     Tailnet,
+    Endpoints,
+    Backend,
 }
 
 /// Kind and name of an object; the namespace of cluster-scoped ones is empty.
@@ -62,6 +66,8 @@ pub(super) struct Objects {
     pub(super) tls_routes: Table<TlsRoute>,
     pub(super) udp_routes: Table<UdpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    pub(super) endpoints: Table<TailscaleEndpoints>,
+    pub(super) backends: Table<TailscaleBackend>,
     pub(super) listener_sets: Table<ListenerSet>,
     /// What is read of those.
     pub(super) sets: BTreeMap<ObjectName, Set>,
@@ -120,6 +126,8 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::Namespace => "Namespace",
             Self::Tailnet => "TailscaleTailnet",
+            Self::Endpoints => "TailscaleEndpoints",
+            Self::Backend => "TailscaleBackend",
         }
     }
 }
@@ -151,6 +159,8 @@ impl Key {
             Object::Secret(o) => (Kind::Secret, &o.metadata, true),
             Object::Namespace(o) => (Kind::Namespace, &o.metadata, false),
             Object::Tailnet(o) => (Kind::Tailnet, &o.metadata, false),
+            Object::Endpoints(o) => (Kind::Endpoints, &o.metadata, true),
+            Object::Backend(o) => (Kind::Backend, &o.metadata, true),
         };
         let namespace = match (&metadata.namespace, namespaced) {
             (_, false) => String::new(),
@@ -202,6 +212,8 @@ impl Objects {
             (Kind::TlsRoute, names(self.tls_routes.keys())),
             (Kind::UdpRoute, names(self.udp_routes.keys())),
             (Kind::Tailnet, names(self.tailnets.keys())),
+            (Kind::Endpoints, names(self.endpoints.keys())),
+            (Kind::Backend, names(self.backends.keys())),
             (Kind::ListenerSet, names(self.listener_sets.keys())),
             (
                 Kind::BackendTlsPolicy,
