@@ -19,7 +19,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use tailnets::TailscaleTailnet;
-use upstream::backend::TailscaleBackend;
+use upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet};
 
 /// `spec.controllerName` of the GatewayClasses that are ours.
 pub const CONTROLLER: &str = "tailway.michaelbeaumont.github.io/controller";
@@ -76,4 +76,5 @@ pub enum Object {
     Tailnet(Box<TailscaleTailnet>),
     Endpoints(Box<TailscaleEndpoints>),
     Backend(Box<TailscaleBackend>),
+    EgressSet(Box<TailscaleEgressSet>),
 }

@@ -9,6 +9,7 @@
 
 mod authority;
 mod classes;
+mod egress;
 mod events;
 mod gateways;
 mod inquiry;
@@ -28,6 +29,7 @@ mod writer;
 
 pub use authority::{AuthorityKeeper, KeepError};
 pub use classes::{Classes, Clients};
+pub use egress::{EgressFollower, EgressOwned, EgressSettings, Egresses};
 pub use events::{Events, Weight};
 pub use gateways::{FINALIZER, Gateways, GatewaysSettings};
 pub use minter::Minter;
@@ -36,6 +38,6 @@ pub use owned::{Follower, Owned};
 pub use parameters::Defaults;
 pub use requests::unless_gone;
 pub use status::{FEATURES, News, StatusWrite, changed, plan};
-pub use workload::{AUTHORITY, Made, Site, WorkloadInput};
+pub use workload::{AUTHORITY, Egress, EgressPort, Made, Site, WorkloadInput};
 pub use world::{Engine, Note, Values, World};
 pub use writer::{FIELD_MANAGER, Writer};

@@ -10,13 +10,31 @@ const LONGEST: usize = 52;
 /// Digits of the hash that tells apart what would be called the same.
 const DIGITS: usize = 8;
 
+/// What the name of an [egress](egress_subject) begins with. No object's name has a slash.
+const EGRESS: &str = "tailscaleendpoints/";
+
+/// The name under which the egress of a TailscaleEndpoints is known where Gateways are.
+pub(super) fn egress_subject(endpoints: &ObjectName) -> ObjectName {
+    ObjectName::new(&endpoints.namespace, format!("{EGRESS}{}", endpoints.name))
+}
+
+/// The TailscaleEndpoints that something is the egress of.
+pub(super) fn egress_of(subject: &ObjectName) -> Option<ObjectName> {
+    let name = subject.name.strip_prefix(EGRESS)?;
+    Some(ObjectName::new(&subject.namespace, name))
+}
+
 /// The name of a Gateway's workload: `<name>-<namespace>`, as its node is called by default. With
-/// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label.
-pub fn workload_name(gateway: &ObjectName) -> String {
-    let ObjectName { namespace, name } = gateway;
-    let plain = format!("{name}-{namespace}");
+/// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label. That of an
+/// egress is `<name>-egress-<namespace>-<hash>`.
+pub fn workload_name(subject: &ObjectName) -> String {
+    let ObjectName { namespace, name } = subject;
+    let plain = match name.strip_prefix(EGRESS) {
+        Some(endpoints) => format!("{endpoints}-egress-{namespace}"),
+        None => format!("{name}-{namespace}"),
+    };
     let is_plain = plain.len() <= LONGEST
-        && !name.contains('-')
+        && !name.contains(['-', '/'])
         && !namespace.contains('-')
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && is_label(&plain);
@@ -35,7 +53,7 @@ pub fn workload_name(gateway: &ObjectName) -> String {
         "" => "gateway",
         label => label,
     };
-    format!("{label}-{}", hash(&gateway.to_string()))
+    format!("{label}-{}", hash(&subject.to_string()))
 }
 
 /// A label value (at most 63 letters, digits, `-`, `_` and `.`, letters or digits at both ends)

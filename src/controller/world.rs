@@ -1,6 +1,9 @@
 //! What the controller knows, and what follows from it.
 
-use super::{names::workload_name, schedule::until};
+use super::{
+    names::{egress_subject, workload_name},
+    schedule::until,
+};
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
     index::{Index, Key, Kind, Outcome, Subjects, Verdict, status::GatewayStatus},
@@ -30,7 +33,7 @@ pub struct World {
     pub subjects: Subjects,
     /// Secrets of the system namespace that may hold credentials.
     pub credentials: Arc<BTreeMap<ObjectName, Arc<Values>>>,
-    /// Gateways by the name of their workload.
+    /// Gateways, and egresses, by the name of their workload.
     pub workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Whether all objects have been listed: before that, what is missing may be there.
     pub listed: bool,
@@ -164,12 +167,9 @@ impl Engine {
                         self.keep_credentials(Key::of(&object).name, secret);
                     }
                     Object::GatewayClass(class) => self.recall(class),
-                    Object::Gateway(_) => {
-                        let Key { name, .. } = Key::of(&object);
-                        let workload = workload_name(&name);
-                        if !self.workloads.contains_key(&workload) {
-                            Arc::make_mut(&mut self.workloads).insert(workload, name);
-                        }
+                    Object::Gateway(_) => self.keep_workload(Key::of(&object).name),
+                    Object::Endpoints(_) => {
+                        self.keep_workload(egress_subject(&Key::of(&object).name));
                     }
                     _ => {}
                 }
@@ -235,6 +235,13 @@ impl Engine {
         }
     }
 
+    fn keep_workload(&mut self, subject: ObjectName) {
+        let workload = workload_name(&subject);
+        if !self.workloads.contains_key(&workload) {
+            Arc::make_mut(&mut self.workloads).insert(workload, subject);
+        }
+    }
+
     fn keep_credentials(&mut self, name: ObjectName, secret: &core::Secret) {
         if name.namespace != self.system_namespace {
             return;
@@ -254,6 +261,10 @@ impl Engine {
             }
             Kind::Gateway => {
                 Arc::make_mut(&mut self.workloads).remove(&workload_name(&key.name));
+            }
+            Kind::Endpoints => {
+                let subject = egress_subject(&key.name);
+                Arc::make_mut(&mut self.workloads).remove(&workload_name(&subject));
             }
             Kind::GatewayClass => drop(self.judged.remove(&key.name.name)),
             _ => {}

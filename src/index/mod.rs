@@ -53,7 +53,7 @@ use crate::{
             tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
-        upstream::backend::TailscaleBackend,
+        upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet},
     },
     model::{NodeReport, ObjectName, Snapshot, Table},
 };
@@ -102,6 +102,7 @@ pub struct Subjects {
     pub tailnets: Table<TailscaleTailnet>,
     pub endpoints: Table<TailscaleEndpoints>,
     pub backends: Table<TailscaleBackend>,
+    pub egress_sets: Table<TailscaleEgressSet>,
 }
 
 /// What follows from the objects.
@@ -136,6 +137,7 @@ impl Index {
             tailnets: self.objects.tailnets.clone(),
             endpoints: self.objects.endpoints.clone(),
             backends: self.objects.backends.clone(),
+            egress_sets: self.objects.egress_sets.clone(),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
             udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
-        upstream::backend::TailscaleBackend,
+        upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet},
     },
     model::{ObjectName, Table},
 };
@@ -46,6 +46,7 @@ pub enum Kind {
     Tailnet,
     Endpoints,
     Backend,
+    EgressSet,
 }
 
 /// Kind and name of an object; the namespace of cluster-scoped ones is empty.
@@ -68,6 +69,7 @@ pub(super) struct Objects {
     pub(super) tailnets: Table<TailscaleTailnet>,
     pub(super) endpoints: Table<TailscaleEndpoints>,
     pub(super) backends: Table<TailscaleBackend>,
+    pub(super) egress_sets: Table<TailscaleEgressSet>,
     pub(super) listener_sets: Table<ListenerSet>,
     /// What is read of those.
     pub(super) sets: BTreeMap<ObjectName, Set>,
@@ -128,6 +130,7 @@ impl Kind {
             Self::Tailnet => "TailscaleTailnet",
             Self::Endpoints => "TailscaleEndpoints",
             Self::Backend => "TailscaleBackend",
+            Self::EgressSet => "TailscaleEgressSet",
         }
     }
 }
@@ -161,6 +164,7 @@ impl Key {
             Object::Tailnet(o) => (Kind::Tailnet, &o.metadata, false),
             Object::Endpoints(o) => (Kind::Endpoints, &o.metadata, true),
             Object::Backend(o) => (Kind::Backend, &o.metadata, true),
+            Object::EgressSet(o) => (Kind::EgressSet, &o.metadata, true),
         };
         let namespace = match (&metadata.namespace, namespaced) {
             (_, false) => String::new(),
@@ -214,6 +218,7 @@ impl Objects {
             (Kind::Tailnet, names(self.tailnets.keys())),
             (Kind::Endpoints, names(self.endpoints.keys())),
             (Kind::Backend, names(self.backends.keys())),
+            (Kind::EgressSet, names(self.egress_sets.keys())),
             (Kind::ListenerSet, names(self.listener_sets.keys())),
             (
                 Kind::BackendTlsPolicy,

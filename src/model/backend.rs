@@ -109,6 +109,18 @@ impl BackendProtocol {
     }
 }
 
+// === impl Transport ===
+
+impl Transport {
+    /// As Kubernetes spells it (`TCP`, `UDP`).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
 // === impl BackendId ===
 
 impl fmt::Display for BackendId {

@@ -159,6 +159,13 @@ const KINDS: &[Watched] = &[
         versions: &["v1alpha1"],
         plural: "tailscalebackends",
     },
+    Watched {
+        kind: Kind::EgressSet,
+        name: "TailscaleEgressSet",
+        group: TAILWAY_GROUP,
+        versions: &["v1alpha1"],
+        plural: "tailscaleegresssets",
+    },
 ];
 
 const SECRET: Watched = Watched {
@@ -452,6 +459,7 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
         Kind::Tailnet => parse(value).map(Object::Tailnet),
         Kind::Endpoints => parse(value).map(Object::Endpoints),
         Kind::Backend => parse(value).map(Object::Backend),
+        Kind::EgressSet => parse(value).map(Object::EgressSet),
     }
 }
 

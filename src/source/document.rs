@@ -206,6 +206,9 @@ impl Document<'_> {
             (TAILWAY_GROUP, "TailscaleEndpoints", "v1alpha1") => {
                 Object::Endpoints(self.parse(value)?)
             }
+            (TAILWAY_GROUP, "TailscaleEgressSet", "v1alpha1") => {
+                Object::EgressSet(self.parse(value)?)
+            }
             (TAILWAY_GROUP, "TailscaleBackend", "v1alpha1") => Object::Backend(self.parse(value)?),
             _ => return Ok(None),
         }))

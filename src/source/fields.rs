@@ -104,6 +104,7 @@ pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
         Object::Tailnet(o) => serde_json::to_value(o),
         Object::Endpoints(o) => serde_json::to_value(o),
         Object::Backend(o) => serde_json::to_value(o),
+        Object::EgressSet(o) => serde_json::to_value(o),
     };
     let mut unknown = Vec::new();
     if let Ok(known) = known {

@@ -79,6 +79,7 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
         Object::Tailnet(o) => metadata(&mut found, &o.metadata),
         Object::Endpoints(o) => metadata(&mut found, &o.metadata),
         Object::Backend(o) => metadata(&mut found, &o.metadata),
+        Object::EgressSet(o) => metadata(&mut found, &o.metadata),
     }
     found.0
 }
