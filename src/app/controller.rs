@@ -9,8 +9,8 @@ use crate::{
     args::ControllerArguments,
     check,
     controller::{
-        AuthorityKeeper, Classes, Clients, Defaults, EgressFollower, EgressOwned, EgressSettings,
-        Egresses, Engine, Events, Follower, Gateways, GatewaysSettings, KeepError, Minter, Note,
+        AuthorityKeeper, Classes, Clients, Defaults, Discoverer, EgressFollower, EgressOwned,
+        EgressSettings, Egresses, Engine, Envoy, Events, Follower, Gateways, GatewaysSettings, KeepError, Minter, Note,
         Owned, Site, World, Writer, unless_gone,
     },
     discovery::{self, Publisher, Server, ServerIdentity, ServerSettings, TokenReviewer},
@@ -146,7 +146,11 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         watches.join_next().await;
         "a watch"
     });
-    let engine = Engine::new(arguments.namespace.clone(), metrics.clone());
+    let engine = Engine::new(
+        &arguments.namespace,
+        &arguments.cluster_domain,
+        metrics.clone(),
+    );
     tasks.spawn(async move {
         engine.run(changes, notes_in, world).await;
         "the index"
@@ -427,9 +431,16 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         parts.events.clone(),
         parts.metrics.clone(),
     );
+    let envoy = Envoy::new(parts.client.clone());
+    let discoverer = Discoverer::new(
+        parts.defaults.clone(),
+        Arc::clone(&parts.clients),
+        parts.notes.clone(),
+    );
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
     let egress_owned = parts.egress_owned.clone();
     if arguments.cleanup {
+        envoy.clean_up(worlds.clone()).await;
         egresses.clean_up(worlds.clone(), egress_owned).await;
         gateways.clean_up(worlds.clone(), owned).await;
         return classes.release(worlds).await;
@@ -438,6 +449,8 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         never = gateways.run(worlds.clone(), owned.clone()) => match never {},
         never = classes.run(worlds.clone(), owned) => match never {},
         never = egresses.run(worlds.clone(), egress_owned) => match never {},
+        never = envoy.run(worlds.clone()) => match never {},
+        never = discoverer.run(worlds.clone()) => match never {},
         never = writer.run(worlds.clone()) => match never {},
     }
 }

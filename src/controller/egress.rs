@@ -36,7 +36,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-pub(super) use steps::tailnet_of;
+pub(super) use steps::{ports, tailnet_of};
 use steps::{Applied, Case, Known, Step};
 use tokio::{sync::watch, time::Instant};
 

@@ -4,12 +4,17 @@
 //!   source::watch_cluster ─→ Engine (index) ─→ World ─┬─→ discovery (every replica)
 //!                              ↑   ↑                  ├─→ Writer: statuses      ┐
 //!   reports of the pods ───────┘   │                  ├─→ Gateways: workloads   │ lease holder
-//!   verdicts on credentials ───────┴──────────────────┴─→ Classes: credentials  ┘
+//!   verdicts on credentials ───────┤                  ├─→ Classes: credentials  │
+//!   what tailnets have ────────────┘                  ├─→ Egresses: workloads   │
+//!                                                     ├─→ Envoy: its objects    │
+//!                                                     └─→ Discoverer            ┘
 //! ```
 
 mod authority;
 mod classes;
+mod discovered;
 mod egress;
+mod envoy;
 mod events;
 mod gateways;
 mod inquiry;
@@ -29,7 +34,9 @@ mod writer;
 
 pub use authority::{AuthorityKeeper, KeepError};
 pub use classes::{Classes, Clients};
+pub use discovered::{Discovered, Discoverer};
 pub use egress::{EgressFollower, EgressOwned, EgressSettings, Egresses};
+pub use envoy::Envoy;
 pub use events::{Events, Weight};
 pub use gateways::{FINALIZER, Gateways, GatewaysSettings};
 pub use minter::Minter;
@@ -39,5 +46,5 @@ pub use parameters::Defaults;
 pub use requests::unless_gone;
 pub use status::{FEATURES, News, StatusWrite, changed, plan};
 pub use workload::{AUTHORITY, Egress, EgressPort, Made, Site, WorkloadInput};
-pub use world::{Engine, Note, Values, World};
+pub use world::{EgressState, Engine, Note, Values, World};
 pub use writer::{FIELD_MANAGER, Writer};

@@ -9,9 +9,9 @@ use crate::{
         },
         names::egress_subject,
         owned::{PodState, Set, StateSecret},
-        world::Note,
+        world::{EgressState, Note},
     },
-    model::{NodeReport, ObjectName},
+    model::{NodeReport, ObjectName, Programmed},
 };
 use futures_util::{Stream, StreamExt, stream::SelectAll};
 use k8s_openapi::{
@@ -50,7 +50,7 @@ pub struct EgressOwned {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Workload {
     pub set: Option<Set>,
-    pub ready_replicas: i32,
+    pub replicas: i32,
     pub pods: ByName<PodState>,
     pub secrets: ByName<StateSecret>,
 }
@@ -62,6 +62,7 @@ pub struct EgressFollower {
     namespace: String,
     notes: mpsc::Sender<Note>,
     told: BTreeMap<ObjectName, NodeReport>,
+    states: BTreeMap<ObjectName, EgressState>,
 }
 
 type Ticks = SelectAll<Pin<Box<dyn Stream<Item = ()> + Send>>>;
@@ -78,6 +79,7 @@ impl EgressFollower {
             namespace,
             notes,
             told: BTreeMap::new(),
+            states: BTreeMap::new(),
         }
     }
 
@@ -107,6 +109,7 @@ impl EgressFollower {
             }
             let workloads = workloads(&sets.state(), &pods.state(), &secrets.state());
             self.tell(&workloads).await;
+            self.tell_states(&workloads).await;
             let owned = EgressOwned { workloads, listed };
             published.send_if_modified(|current| {
                 let changed = **current != owned;
@@ -170,6 +173,25 @@ impl EgressFollower {
     }
 }
 
+impl EgressFollower {
+    async fn tell_states(&mut self, workloads: &BTreeMap<ObjectName, Workload>) {
+        let workloads = workloads.iter();
+        let now = workloads
+            .filter_map(|(name, workload)| Some((name.clone(), workload.state()?)))
+            .collect();
+        let before = std::mem::replace(&mut self.states, now);
+        let names: BTreeSet<_> = before.keys().chain(self.states.keys()).collect();
+        for name in names {
+            let state = self.states.get(name);
+            if state != before.get(name) {
+                // Without a receiver the process is on its way out.
+                let note = Note::Egress(name.clone(), state.cloned());
+                let _ = self.notes.send(note).await;
+            }
+        }
+    }
+}
+
 fn workloads(
     sets: &[Arc<StatefulSet>],
     pods: &[Arc<Pod>],
@@ -180,8 +202,8 @@ fn workloads(
         if let Some(name) = endpoints_of(&set.metadata) {
             let workload = workloads.entry(name).or_default();
             workload.set = Some(Set::of(set));
-            let status = set.status.as_ref();
-            workload.ready_replicas = status.and_then(|s| s.ready_replicas).unwrap_or(0);
+            let spec = set.spec.as_ref();
+            workload.replicas = spec.and_then(|spec| spec.replicas).unwrap_or(1);
         }
     }
     for pod in pods {
@@ -219,6 +241,34 @@ impl Workload {
         let mut all = set.chain(self.secrets.values().map(|secret| &secret.annotations));
         all.find_map(|annotations| annotations.get(TAILNET))
             .cloned()
+    }
+
+    /// `None`: none was made.
+    fn state(&self) -> Option<EgressState> {
+        self.set.as_ref()?;
+        let ready = self.pods.values().filter(|pod| pod.ready && !pod.ending);
+        let ready = i32::try_from(ready.count()).unwrap_or(i32::MAX);
+        let problem = match self.pods.iter().next() {
+            _ if ready > 0 => String::new(),
+            None => "its pods have not been created".into(),
+            Some((name, pod)) if pod.ending => format!("pod {name} is ending"),
+            Some((name, pod)) => format!("pod {name}: {}", self.says(name, pod)),
+        };
+        Some(EgressState {
+            desired: self.replicas,
+            ready,
+            problem,
+        })
+    }
+
+    /// Why a pod is not ready: itself it knows best.
+    fn says(&self, name: &str, pod: &PodState) -> String {
+        let secret = self.secrets.get(&format!("{name}-state"));
+        let report = secret.and_then(|secret| secret.report.as_ref());
+        match report.map(|report| &report.programmed) {
+            Some(Programmed::No { message, .. }) => message.clone(),
+            _ => pod.problem.clone(),
+        }
     }
 
     /// Whether a pod serves, by the name of its Secret.

@@ -223,7 +223,8 @@ fn replicas(pods: &EgressPods) -> u16 {
     u16::try_from(pods.replicas).unwrap_or(1).clamp(1, 16)
 }
 
-fn ports(snapshot: &Snapshot) -> Vec<EgressPort> {
+/// Where the endpoints are reached, by name.
+pub(in crate::controller) fn ports(snapshot: &Snapshot) -> Vec<EgressPort> {
     let tcp = snapshot.ports.iter().flat_map(|(number, port)| {
         let names = port.listener_names().into_iter();
         names.map(|name| (name.to_owned(), *number, Transport::Tcp))
