@@ -5,6 +5,8 @@ use super::{
     annotations::http_options,
     authorities::Bundle,
     certificates::TlsSecret,
+    egress,
+    endpoints::config_maps,
     links::{Stage, unscoped},
     routes::Route,
     services::{ServicePorts, SliceEndpoints},
@@ -105,8 +107,15 @@ impl Index {
         gone.iter().for_each(|key| self.delete(key));
     }
 
-    /// Takes what the node of a Gateway says of itself.
+    /// Takes what the node of a Gateway says of itself, or that of a pod of an egress
+    /// ([`egress::replica`]).
     pub fn report(&mut self, gateway: ObjectName, report: NodeReport) {
+        if let Some((object, _)) = egress::object_of(&gateway) {
+            if replace(&mut self.reports, &gateway, Some(report)).is_some() {
+                self.pending.endpoints.insert(object);
+            }
+            return;
+        }
         let stage = match self.reports.get(&gateway) {
             Some(before) if *before == report => return,
             Some(_) => Stage::Result,
@@ -119,8 +128,12 @@ impl Index {
 
     /// Forgets what a node said: it is gone.
     pub fn forget_report(&mut self, gateway: &ObjectName) {
-        if self.reports.remove(gateway).is_some() {
-            self.pending.gateway(gateway, Stage::Listeners);
+        if self.reports.remove(gateway).is_none() {
+            return;
+        }
+        match egress::object_of(gateway) {
+            Some((object, _)) => drop(self.pending.endpoints.insert(object)),
+            None => self.pending.gateway(gateway, Stage::Listeners),
         }
     }
 
@@ -193,7 +206,25 @@ impl Index {
     }
 
     fn set_endpoints(&mut self, name: &ObjectName, endpoints: Option<Arc<TailscaleEndpoints>>) {
-        self.objects.endpoints.set(name, endpoints);
+        let references = |object: Option<&TailscaleEndpoints>| {
+            let references = object.map(|object| config_maps(name, object));
+            references.unwrap_or_default()
+        };
+        let now = references(endpoints.as_deref());
+        let old = self.objects.endpoints.set(name, endpoints);
+        let of_config_map = &mut self.links.endpoints_of_config_map;
+        of_config_map.replace(name, references(old.as_deref()), now);
+        self.read_endpoints(name);
+    }
+
+    /// Reads a TailscaleEndpoints anew: it, or what it refers to, has changed.
+    pub(super) fn read_endpoints(&mut self, name: &ObjectName) {
+        let reading = self.objects.read_endpoints(name);
+        if self.objects.readings.settle(name, reading) {
+            let routes = self.links.routes_of_endpoints.of(name).cloned();
+            self.pending.backends.extend(routes);
+        }
+        self.pending.endpoints.insert(name.clone());
     }
 
     fn set_grant(&mut self, name: &ObjectName, grant: Option<ReferenceGrantSpec>) {
@@ -208,6 +239,8 @@ impl Index {
         let gateways = self.links.gateways_of_config_map.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
         let routes = self.links.routes_of_service.of_namespace(namespace);
+        self.pending.backends.extend(routes.cloned());
+        let routes = self.links.routes_of_endpoints.of_namespace(namespace);
         self.pending.backends.extend(routes.cloned());
     }
 

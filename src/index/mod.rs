@@ -24,6 +24,9 @@ mod changes;
 mod claims;
 mod classes;
 mod conflicts;
+mod durations;
+pub mod egress;
+pub mod endpoints;
 mod evaluation;
 mod frontend;
 mod gateways;
@@ -57,6 +60,7 @@ use crate::{
     },
     model::{NodeReport, ObjectName, Snapshot, Table},
 };
+use endpoints::Reading;
 use evaluation::Evaluated;
 use links::{Links, Pending};
 use objects::Objects;
@@ -101,6 +105,8 @@ pub struct Subjects {
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
     pub endpoints: Table<TailscaleEndpoints>,
+    /// What is read of those.
+    pub readings: Table<Reading>,
     pub backends: Table<TailscaleBackend>,
     pub egress_sets: Table<TailscaleEgressSet>,
 }
@@ -108,7 +114,7 @@ pub struct Subjects {
 /// What follows from the objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Of each Gateway that can be served.
+    /// Of each Gateway that can be served, and of each egress ([`egress::subject`]).
     pub snapshots: Table<Snapshot>,
     pub statuses: Statuses,
 }
@@ -136,6 +142,7 @@ impl Index {
             backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
             endpoints: self.objects.endpoints.clone(),
+            readings: self.objects.readings.clone(),
             backends: self.objects.backends.clone(),
             egress_sets: self.objects.egress_sets.clone(),
         }

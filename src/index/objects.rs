@@ -2,6 +2,7 @@ use super::{
     authorities::Bundle,
     backend_tls::Policy,
     certificates::TlsSecret,
+    endpoints::Reading,
     links::{Relation, unscoped},
     listener_sets::Set,
     routes::Route,
@@ -68,6 +69,8 @@ pub(super) struct Objects {
     pub(super) udp_routes: Table<UdpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
     pub(super) endpoints: Table<TailscaleEndpoints>,
+    /// What is read of those.
+    pub(super) readings: Table<Reading>,
     pub(super) backends: Table<TailscaleBackend>,
     pub(super) egress_sets: Table<TailscaleEgressSet>,
     pub(super) listener_sets: Table<ListenerSet>,

@@ -191,9 +191,10 @@ impl Condition {
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) reason: &'static str,
-    pub(super) message: String,
+pub struct Finding {
+    /// Of a condition.
+    pub reason: &'static str,
+    pub message: String,
 }
 
 impl Finding {

@@ -71,7 +71,8 @@ pub(super) enum SecurityError {
 /// Believes certificates of some authorities for some names.
 #[derive(Debug)]
 struct Verifier {
-    roots: RootCertStore,
+    /// `None`: anybody is believed.
+    roots: Option<RootCertStore>,
     /// Empty: the name of the server that was asked for.
     names: Vec<SubjectName>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -195,9 +196,11 @@ fn is_distrust(error: &io::Error) -> bool {
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-fn roots(trust: &Trust) -> Result<RootCertStore, SecurityError> {
+/// The authorities that are believed; `None`: anybody is.
+fn roots(trust: &Trust) -> Result<Option<RootCertStore>, SecurityError> {
     let roots = match trust {
         Trust::System => system_roots().clone(),
+        Trust::Anybody => return Ok(None),
         Trust::Authorities(authorities) => {
             let mut roots = RootCertStore::empty();
             for certificate in authorities.certificates() {
@@ -209,7 +212,7 @@ fn roots(trust: &Trust) -> Result<RootCertStore, SecurityError> {
     };
     match roots.is_empty() {
         true => Err(SecurityError::NobodyTrusted),
-        false => Ok(roots),
+        false => Ok(Some(roots)),
     }
 }
 
@@ -247,13 +250,16 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(roots) = &self.roots else {
+            return Ok(ServerCertVerified::assertion());
+        };
         let certificate = Shown {
             der: end_entity,
             parsed: ParsedCertificate::try_from(end_entity)?,
         };
         verify_server_cert_signed_by_trust_anchor(
             &certificate.parsed,
-            &self.roots,
+            roots,
             intermediates,
             now,
             self.algorithms.all,

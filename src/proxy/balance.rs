@@ -81,6 +81,8 @@ pub(super) struct Connected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Unreachable {
     NoEndpoints,
+    /// It is in a tailnet, and there is no node to reach it from.
+    NoTailnet,
     Name,
     Timeout,
     Refused,
@@ -304,6 +306,7 @@ impl Tracked {
                         .await
                         .map_err(Unreachable::of)
                 }
+                Endpoint::Tailnet(..) => Err(Unreachable::NoTailnet),
             }
         };
         tokio::time::timeout_at(deadline, connect)
@@ -370,6 +373,7 @@ impl Unreachable {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::NoEndpoints => "no_endpoints",
+            Self::NoTailnet => "no_tailnet",
             Self::Name => "name_not_resolved",
             Self::Timeout => "connect_timeout",
             Self::Refused => "connection_refused",
@@ -408,11 +412,12 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{ObjectName, Transport, WeightedBackend};
+    use crate::model::{BackendKind, ObjectName, Transport, WeightedBackend};
 
     fn id(name: &str) -> BackendId {
         BackendId {
-            service: ObjectName::new("default", name),
+            kind: BackendKind::Service,
+            object: ObjectName::new("default", name),
             port: 80,
             transport: Transport::Tcp,
         }

@@ -14,6 +14,7 @@ use crate::{
     tailnet::{Auth, Node, NodeConfig, Status},
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -273,6 +274,7 @@ fn report_of(
         node_id: status.node_id.clone(),
         tailnet,
         certificate: certificate_report(snapshot, status, certificate),
+        health: BTreeMap::new(),
         programmed: match unready {
             Some((reason, message)) => Programmed::No { reason, message },
             None => Programmed::Generation(snapshot.generation),
@@ -419,7 +421,7 @@ fn waiting_for(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::model::{
-        Certificates, HostnamePattern, HttpOptions, NodeName, NodeSpec, ObjectName, Port,
+        Certificates, HostnamePattern, HttpOptions, NodeName, NodeSpec, ObjectName, Port, Role,
         Termination, TlsListener, TlsMode, TlsRoutes,
     };
 
@@ -437,6 +439,7 @@ mod tests {
         };
         Snapshot {
             gateway: ObjectName::new("default", "web"),
+            role: Role::Ingress,
             generation: 3,
             node: NodeSpec {
                 name: NodeName::parse("web").unwrap(),
