@@ -10,8 +10,8 @@ use crate::{
     check,
     controller::{
         AuthorityKeeper, Classes, Clients, Defaults, Discoverer, EgressFollower, EgressOwned,
-        EgressSettings, Egresses, Engine, Envoy, Events, Follower, Gateways, GatewaysSettings, KeepError, Minter, Note,
-        Owned, Site, World, Writer, unless_gone,
+        EgressSettings, Egresses, Engine, Envoy, Events, Follower, Gateways, GatewaysSettings,
+        KeepError, Minter, Note, Owned, Site, World, Writer, unless_gone,
     },
     discovery::{self, Publisher, Server, ServerIdentity, ServerSettings, TokenReviewer},
     drain::Drain,

@@ -6,14 +6,13 @@ mod choice;
 use super::{
     classes::Clients,
     egress::{client_name, tailnet_of},
-    names::{egress_of, egress_subject},
     parameters::{Defaults, tailnet_parameters},
     schedule::{Schedule, until},
     world::{Note, World},
 };
 use crate::{
     api::endpoints::{AutoDiscovery, EndpointStatus, TailscaleEndpoints},
-    model::ObjectName,
+    model::{ObjectName, Role},
     tailnet::api::{ApiClient, ApiError},
 };
 use jiff::Timestamp;
@@ -138,7 +137,10 @@ impl Discoverer {
         discovery: &AutoDiscovery,
         found: Result<Vec<EndpointStatus>, String>,
     ) {
-        let before = self.known.get(name).map(|(_, discovered)| discovered.clone());
+        let before = self
+            .known
+            .get(name)
+            .map(|(_, discovered)| discovered.clone());
         // What the leader before found is not new.
         let before = before.unwrap_or_else(|| recalled(object));
         let discovered = match found {
@@ -175,7 +177,9 @@ impl Discoverer {
 /// What the status says was found.
 fn recalled(object: &TailscaleEndpoints) -> Discovered {
     let status = object.status.as_ref();
-    let endpoints = status.into_iter().flat_map(|status| &status.endpoint_status);
+    let endpoints = status
+        .into_iter()
+        .flat_map(|status| &status.endpoint_status);
     Discovered {
         endpoints: endpoints.filter(|e| choice::is_found(e)).cloned().collect(),
         at: status.and_then(|status| status.last_sync.as_ref().map(|time| time.0)),
@@ -219,9 +223,7 @@ async fn endpoints(
 fn egress_names(world: &World) -> BTreeSet<String> {
     let snapshots = world.outcome.snapshots.iter();
     snapshots
-        .filter(|(subject, _)| {
-            egress_of(subject).is_some_and(|name| egress_subject(&name) == ***subject)
-        })
+        .filter(|(_, snapshot)| snapshot.role == Role::Egress)
         .map(|(_, snapshot)| snapshot.node.name.to_string())
         .collect()
 }

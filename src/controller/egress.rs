@@ -11,7 +11,7 @@ use super::{
     events::{Events, Weight},
     gateways::{Failure, failed},
     labels,
-    names::egress_subject,
+    names::workload_name,
     parameters::Defaults,
     requests::unless_gone,
     schedule::{Schedule, until},
@@ -20,6 +20,7 @@ use super::{
     writer::FIELD_MANAGER,
 };
 use crate::{
+    index::egress::subject,
     metrics::Metrics,
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
@@ -36,8 +37,8 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-pub(super) use steps::{ports, tailnet_of};
 use steps::{Applied, Case, Known, Step};
+pub(super) use steps::{ports, tailnet_of};
 use tokio::{sync::watch, time::Instant};
 
 /// How egresses are made and removed.
@@ -278,7 +279,7 @@ impl Egresses {
         workload: &Workload,
         since: jiff::Timestamp,
     ) -> Result<(), Failure> {
-        let set_name = super::names::workload_name(&egress_subject(name));
+        let set_name = workload_name(&subject(name));
         let [sets, ..] = kinds();
         let deleted = self
             .api(&sets)

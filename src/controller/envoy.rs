@@ -4,19 +4,16 @@
 mod desired;
 mod status;
 
-pub use desired::{desired, service_address};
+use desired::{desired, is_made_here};
 pub(super) use status::{changed, of_backend, of_endpoints};
 
 use super::{requests::unless_gone, world::World, writer::FIELD_MANAGER};
 use crate::{
-    api::{
-        EGRESS_REFRESH_ANNOTATION, REFRESHED_ANNOTATION, gateway_api::gateways::Gateway,
-    },
+    api::{EGRESS_REFRESH_ANNOTATION, REFRESHED_ANNOTATION, gateway_api::gateways::Gateway},
     index::{Key, Kind},
     model::ObjectName,
     source::served,
 };
-use desired::is_made_here;
 use futures_util::StreamExt;
 use kube::{
     Api, Client, ResourceExt,
@@ -114,7 +111,9 @@ impl Envoy {
             if is_due && !self.resources.contains_key(&kind) {
                 match served(&self.client, kind).await {
                     Ok(Some(resource)) => drop(self.resources.insert(kind, resource)),
-                    Ok(None) => tracing::warn!(%kind, "the cluster does not serve the kind: install the CRDs"),
+                    Ok(None) => {
+                        tracing::warn!(%kind, "the cluster does not serve the kind: install the CRDs")
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "cannot ask the API server for its kinds");
                         return false;
@@ -139,7 +138,8 @@ impl Envoy {
         let is_done = gateways.is_empty();
         for (name, revision) in gateways {
             let api: Api<Gateway> = Api::namespaced(self.client.clone(), &name.namespace);
-            let patch = json!({ "metadata": { "annotations": { REFRESHED_ANNOTATION: revision } } });
+            let patch =
+                json!({ "metadata": { "annotations": { REFRESHED_ANNOTATION: revision } } });
             let parameters = PatchParams {
                 field_manager: Some(FIELD_MANAGER.into()),
                 ..PatchParams::default()
@@ -181,13 +181,17 @@ impl Envoy {
 
 /// The Gateways that ask to be told of new routes and have not been, with the revision of those.
 fn stale_gateways(world: &World, desired: &BTreeMap<Key, Value>) -> Vec<(ObjectName, String)> {
-    let sets = desired.iter().filter(|(key, _)| key.kind == Kind::EgressSet);
+    let sets = desired
+        .iter()
+        .filter(|(key, _)| key.kind == Kind::EgressSet);
     let gateways = sets.filter_map(|(key, set)| {
         let gateway = world.subjects.gateways.get(&key.name)?;
         let annotations = gateway.annotations();
         let asks = annotations.get(EGRESS_REFRESH_ANNOTATION);
         let revision = set["spec"]["revision"].as_str()?;
-        let knows = annotations.get(REFRESHED_ANNOTATION).is_some_and(|r| r == revision);
+        let knows = annotations
+            .get(REFRESHED_ANNOTATION)
+            .is_some_and(|r| r == revision);
         (asks.is_some_and(|asks| asks == "true") && !knows)
             .then(|| (key.name.clone(), revision.to_owned()))
     });
@@ -218,10 +222,10 @@ fn writes(world: &World, desired: BTreeMap<Key, Value>) -> Vec<Write> {
     let live: BTreeMap<Key, Value> = sets.chain(backends).collect();
     let gone = live.keys().filter(|key| !desired.contains_key(key));
     let gone: Vec<Write> = gone.map(|key| (key.clone(), None)).collect();
-    let differs = |key: &Key, object: &Value| {
-        live.get(key).is_none_or(|live| !holds(live, object))
-    };
-    let changed = desired.into_iter().filter(|(key, object)| differs(key, object));
+    let differs = |key: &Key, object: &Value| live.get(key).is_none_or(|live| !holds(live, object));
+    let changed = desired
+        .into_iter()
+        .filter(|(key, object)| differs(key, object));
     gone.into_iter()
         .chain(changed.map(|(key, object)| (key, Some(Arc::new(object)))))
         .collect()
@@ -235,7 +239,10 @@ fn holds(live: &Value, wanted: &Value) -> bool {
             .all(|(name, wanted)| live.get(name).is_some_and(|live| holds(live, wanted))),
         (Value::Array(live), Value::Array(wanted)) => {
             live.len() == wanted.len()
-                && live.iter().zip(wanted).all(|(live, wanted)| holds(live, wanted))
+                && live
+                    .iter()
+                    .zip(wanted)
+                    .all(|(live, wanted)| holds(live, wanted))
         }
         (live, wanted) => live == wanted,
     }

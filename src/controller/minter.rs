@@ -3,13 +3,14 @@
 use super::{
     classes::Clients,
     egress::{client_name, tailnet_of},
-    names::{egress_of, key_description},
+    names::key_description,
     parameters::{Defaults, Parameters, parameters, tailnet_parameters},
     world::World,
 };
 use crate::{
     api::CONTROLLER,
     discovery::KeyMinter,
+    index::egress,
     model::ObjectName,
     tailnet::Secret,
     tailnet::api::{ApiClient, KeyRequest},
@@ -44,9 +45,9 @@ impl Minter {
 impl KeyMinter for Minter {
     async fn mint(&self, gateway: &ObjectName) -> Result<Secret, String> {
         let world = self.worlds.borrow().clone();
-        let (client, parameters) = match egress_of(gateway) {
+        let (client, parameters) = match egress::object_of(gateway) {
             None => self.of_gateway(gateway, &world)?,
-            Some(endpoints) => self.of_egress(&endpoints, &world)?,
+            Some((endpoints, _)) => self.of_egress(&endpoints, &world)?,
         };
         let request = KeyRequest {
             tags: parameters.tags,

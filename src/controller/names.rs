@@ -1,6 +1,6 @@
 //! Names of what is made for a Gateway.
 
-use crate::model::ObjectName;
+use crate::{index::egress, model::ObjectName};
 use std::fmt::Write;
 
 /// Longest name: a StatefulSet's pods carry it with `-0` and, in a label, with a dash and a hash of
@@ -10,27 +10,13 @@ const LONGEST: usize = 52;
 /// Digits of the hash that tells apart what would be called the same.
 const DIGITS: usize = 8;
 
-/// What the name of an [egress](egress_subject) begins with. No object's name has a slash.
-const EGRESS: &str = "tailscaleendpoints/";
-
-/// The name under which the egress of a TailscaleEndpoints is known where Gateways are.
-pub(super) fn egress_subject(endpoints: &ObjectName) -> ObjectName {
-    ObjectName::new(&endpoints.namespace, format!("{EGRESS}{}", endpoints.name))
-}
-
-/// The TailscaleEndpoints that something is the egress of.
-pub(super) fn egress_of(subject: &ObjectName) -> Option<ObjectName> {
-    let name = subject.name.strip_prefix(EGRESS)?;
-    Some(ObjectName::new(&subject.namespace, name))
-}
-
 /// The name of a Gateway's workload: `<name>-<namespace>`, as its node is called by default. With
 /// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label. That of an
 /// egress is `<name>-egress-<namespace>-<hash>`.
 pub fn workload_name(subject: &ObjectName) -> String {
     let ObjectName { namespace, name } = subject;
-    let plain = match name.strip_prefix(EGRESS) {
-        Some(endpoints) => format!("{endpoints}-egress-{namespace}"),
+    let plain = match egress::object_of(subject) {
+        Some((object, _)) => format!("{}-egress-{namespace}", object.name),
         None => format!("{name}-{namespace}"),
     };
     let is_plain = plain.len() <= LONGEST

@@ -2,11 +2,12 @@
 
 use super::{
     labels,
-    names::{egress_of, label_value, workload_name},
+    names::{label_value, workload_name},
 };
 use crate::{
     api::tailnets::ProxySettings,
     discovery::AUDIENCE,
+    index::egress,
     model::{ObjectName, Transport},
 };
 use k8s_openapi::{
@@ -19,7 +20,7 @@ use std::collections::BTreeMap;
 /// All that a workload depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkloadInput {
-    /// The Gateway, or the [egress](super::names::egress_subject) of a TailscaleEndpoints.
+    /// The Gateway, or the [egress](crate::index::egress::subject) of a TailscaleEndpoints.
     pub subject: ObjectName,
     /// Name of its GatewayClass, or of its TailscaleTailnet.
     pub class: String,
@@ -201,8 +202,8 @@ impl WorkloadInput {
             (labels::MANAGED_BY, labels::MANAGER.into()),
             (labels::NODE_FQDN, label_value(&self.hostname)),
         ];
-        ours.extend(match egress_of(&self.subject) {
-            Some(endpoints) => vec![
+        ours.extend(match egress::object_of(&self.subject) {
+            Some((endpoints, _)) => vec![
                 (labels::COMPONENT, labels::EGRESS.into()),
                 (labels::ENDPOINTS_LABEL, label_value(&endpoints.name)),
             ],
@@ -219,8 +220,8 @@ impl WorkloadInput {
 
     fn all_annotations(&self) -> BTreeMap<String, String> {
         let mut all = foreign(&self.annotations);
-        let ours = match egress_of(&self.subject) {
-            Some(endpoints) => [
+        let ours = match egress::object_of(&self.subject) {
+            Some((endpoints, _)) => [
                 (labels::ENDPOINTS_NAME, endpoints.name),
                 (labels::ENDPOINTS_NAMESPACE, endpoints.namespace),
                 (labels::TAILNET, self.class.clone()),

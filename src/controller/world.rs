@@ -1,13 +1,9 @@
 //! What the controller knows, and what follows from it.
 
-use super::{
-    discovered::Discovered,
-    names::{egress_subject, workload_name},
-    schedule::until,
-};
+use super::{discovered::Discovered, names::workload_name, schedule::until};
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
-    index::{Index, Key, Kind, Outcome, Subjects, Verdict, status::GatewayStatus},
+    index::{Index, Key, Kind, Outcome, Subjects, Verdict, egress, status::GatewayStatus},
     metrics::Metrics,
     model::{NodeReport, ObjectName, Table},
     source::Change,
@@ -202,7 +198,7 @@ impl Engine {
                     Object::GatewayClass(class) => self.recall(class),
                     Object::Gateway(_) => self.keep_workload(Key::of(&object).name),
                     Object::Endpoints(_) => {
-                        self.keep_workload(egress_subject(&Key::of(&object).name));
+                        self.keep_workload(egress::subject(&Key::of(&object).name));
                     }
                     _ => {}
                 }
@@ -298,7 +294,7 @@ impl Engine {
                 Arc::make_mut(&mut self.workloads).remove(&workload_name(&key.name));
             }
             Kind::Endpoints => {
-                let subject = egress_subject(&key.name);
+                let subject = egress::subject(&key.name);
                 Arc::make_mut(&mut self.workloads).remove(&workload_name(&subject));
             }
             Kind::GatewayClass => drop(self.judged.remove(&key.name.name)),
@@ -307,11 +303,7 @@ impl Engine {
     }
 }
 
-fn put<T: Clone>(
-    values: &mut Arc<BTreeMap<ObjectName, T>>,
-    name: ObjectName,
-    value: Option<T>,
-) {
+fn put<T: Clone>(values: &mut Arc<BTreeMap<ObjectName, T>>, name: ObjectName, value: Option<T>) {
     let values = Arc::make_mut(values);
     match value {
         Some(value) => drop(values.insert(name, value)),

@@ -7,6 +7,7 @@ use super::{
     certificates::TlsSecret,
     egress,
     endpoints::config_maps,
+    envoy::{egress_wishes, has_egress_label},
     links::{Stage, unscoped},
     routes::Route,
     services::{ServicePorts, SliceEndpoints},
@@ -148,6 +149,7 @@ impl Index {
         let old = self.objects.classes.set(name, class);
         self.pending.classes = true;
         if old.is_some() != is_there {
+            self.pending.egress_routes = true;
             let gateways = self.links.gateways_of_class.of(name);
             self.pending.gateways(gateways, Stage::Listeners);
         }
@@ -160,6 +162,7 @@ impl Index {
             return;
         }
         self.links.replace_gateway(name, old, new);
+        self.pending.egress_routes |= [old, new].into_iter().flatten().any(has_egress_label);
         self.pending.gateway(name, Stage::Listeners);
         if old.is_some() != new.is_some() {
             let routes = self.links.routes_of_gateway.of(name).cloned();
@@ -220,6 +223,7 @@ impl Index {
     /// Reads a TailscaleEndpoints anew: it, or what it refers to, has changed.
     pub(super) fn read_endpoints(&mut self, name: &ObjectName) {
         let reading = self.objects.read_endpoints(name);
+        self.pending.egress_routes = true;
         if self.objects.readings.settle(name, reading) {
             let routes = self.links.routes_of_endpoints.of(name).cloned();
             self.pending.backends.extend(routes);
@@ -231,6 +235,7 @@ impl Index {
         if replace(&mut self.objects.grants, name, grant).is_none() {
             return;
         }
+        self.pending.egress_routes = true;
         let namespace = &name.namespace;
         let gateways = self.links.gateways_of_secret.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
@@ -283,6 +288,7 @@ impl Index {
         if replace(&mut self.objects.namespaces, name, labels).is_none() {
             return;
         }
+        self.pending.egress_routes = true;
         for key in self.links.routes_of_namespace.of(&unscoped(&name.name)) {
             let route = self.objects.routes.get(key);
             let gateways = route.map(|route| self.objects.gateways_of(key, route));
@@ -302,6 +308,7 @@ fn is_same(old: Option<&Gateway>, new: Option<&Gateway>) -> bool {
     let age = |metadata: &ObjectMeta| (metadata.generation, metadata.creation_timestamp.clone());
     age(&old.metadata) == age(&new.metadata)
         && old.spec == new.spec
+        && egress_wishes(old) == egress_wishes(new)
         && http_options(&old.metadata) == http_options(&new.metadata)
 }
 

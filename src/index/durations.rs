@@ -1,7 +1,10 @@
 use std::time::Duration;
 
 /// A duration of the Gateway API (GEP-2257): numbers with the units h, m, s and ms.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+///
+/// # Errors
+/// What is wrong with it, and how it is written.
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: write 10s, 1m30s or 250ms");
     let (mut total, mut rest) = (Duration::ZERO, text);
     if rest.is_empty() {

@@ -8,8 +8,9 @@ use super::{Index, endpoints::Place, endpoints::Reading};
 use crate::{
     api::endpoints::{ConnectionType, Egress, TailscaleEndpointsSpec},
     model::{
-        Backend, BackendId, BackendKind, Forward, HttpOptions, NodeName, NodeReport, NodeSpec,
-        ObjectName, Port, Role, Snapshot, TcpListener, Transport, UdpListener, WeightedBackend,
+        Backend, BackendId, BackendKind, Forward, Health, HttpOptions, NodeName, NodeReport,
+        NodeSpec, ObjectName, Port, Role, Snapshot, TcpListener, Transport, UdpListener,
+        WeightedBackend,
     },
 };
 use aws_lc_rs::digest;
@@ -94,6 +95,25 @@ impl Index {
         let snapshot =
             snapshot.and_then(|(object, reading)| snapshot_of(name, &object.spec, reading));
         self.outcome.snapshots.settle(&subject(name), snapshot);
+        let health = object.map(|_| self.health_of(name));
+        let health = health.filter(|health| !health.is_empty());
+        self.outcome.health.settle(name, health);
+    }
+
+    /// Of the endpoints that are checked: good is what one of the pods can use.
+    fn health_of(&self, name: &ObjectName) -> BTreeMap<String, Health> {
+        let mut all: BTreeMap<String, Health> = BTreeMap::new();
+        for (_, report) in self.egress_reports(name) {
+            for (endpoint, health) in &report.health {
+                let known = all
+                    .entry(endpoint.clone())
+                    .or_insert_with(|| health.clone());
+                if *health == Health::Healthy {
+                    *known = Health::Healthy;
+                }
+            }
+        }
+        all
     }
 }
 

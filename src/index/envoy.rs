@@ -76,6 +76,18 @@ impl Index {
     }
 }
 
+pub(super) fn has_egress_label(gateway: &Gateway) -> bool {
+    let label = gateway.labels().get(EGRESS_LABEL);
+    label.is_some_and(|value| value == "true")
+}
+
+/// All that a Gateway says of its routes to endpoints.
+pub(super) fn egress_wishes(gateway: &Gateway) -> (bool, Option<&String>, bool) {
+    let path = gateway.annotations().get(EGRESS_PATH_ANNOTATION);
+    let goes = gateway.metadata.deletion_timestamp.is_some();
+    (has_egress_label(gateway), path, goes)
+}
+
 /// Makes a table hold these values; what is equal stays the very same.
 fn settle_all<T: PartialEq>(table: &mut Table<T>, now: BTreeMap<ObjectName, T>) {
     let gone: Vec<ObjectName> = table
@@ -107,8 +119,7 @@ impl Objects {
         let class = ObjectName::new("", &gateway.spec.gateway_class_name);
         let class = self.classes.get(&class);
         let is_ours = class.is_some_and(|class| class.spec.controller_name == CONTROLLER);
-        let asks = gateway.labels().get(EGRESS_LABEL).is_some_and(|v| v == "true");
-        asks && !is_ours && gateway.metadata.deletion_timestamp.is_none()
+        has_egress_label(gateway) && !is_ours && gateway.metadata.deletion_timestamp.is_none()
     }
 
     fn egress_routes(
@@ -130,10 +141,13 @@ impl Objects {
             if !self.sees(name, &source.namespace) {
                 continue;
             }
-            let places = self.readings.get(source).into_iter().flat_map(|r| &r.places);
+            let places = self
+                .readings
+                .get(source)
+                .into_iter()
+                .flat_map(|r| &r.places);
             // Requests are what is routed.
-            let places =
-                places.filter(|p| matches!(p.protocol, Protocol::Http | Protocol::Https));
+            let places = places.filter(|p| matches!(p.protocol, Protocol::Http | Protocol::Https));
             candidates.extend(places.map(|place| (age, source, place)));
         }
         candidates.sort_by_key(|(age, _, place)| (*age, &place.name));
@@ -202,7 +216,9 @@ fn choose(pattern: &str, candidates: &[Candidate<'_>]) -> EgressRoutes {
         });
     }
     routes.services.sort_by(|a, b| {
-        let key = |routed: &RoutedEndpoint| (routed.endpoint.name.clone(), routed.endpoint.source.clone());
+        let key = |routed: &RoutedEndpoint| {
+            (routed.endpoint.name.clone(), routed.endpoint.source.clone())
+        };
         key(a).cmp(&key(b))
     });
     routes
@@ -241,10 +257,24 @@ mod tests {
 
     #[test]
     fn a_pattern_is_a_path_with_the_service_in_it() {
-        for right in ["/api/{service}", "/{namespace}/{object}/{service}", "/x-{service}/v1"] {
+        for right in [
+            "/api/{service}",
+            "/{namespace}/{object}/{service}",
+            "/x-{service}/v1",
+        ] {
             assert_eq!(check_pattern(right), Ok(()));
         }
-        for wrong in ["", "/", "/api", "api/{service}", "/{service}/", "//{service}", "/{service}?x", "/../{service}", "/a b/{service}"] {
+        for wrong in [
+            "",
+            "/",
+            "/api",
+            "api/{service}",
+            "/{service}/",
+            "//{service}",
+            "/{service}?x",
+            "/../{service}",
+            "/a b/{service}",
+        ] {
             assert!(check_pattern(wrong).is_err(), "{wrong:?}");
         }
     }

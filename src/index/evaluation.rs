@@ -57,6 +57,9 @@ impl Index {
         for object in std::mem::take(&mut self.pending.endpoints) {
             self.conclude_endpoints(&object);
         }
+        if std::mem::take(&mut self.pending.egress_routes) {
+            self.evaluate_egress_routes();
+        }
         for policy in std::mem::take(&mut self.pending.policies) {
             self.conclude_policy(&policy);
         }

@@ -49,6 +49,8 @@ pub(super) struct Pending {
     pub(super) policies: BTreeSet<ObjectName>,
     /// TailscaleEndpoints that changed, or whose pods say something new.
     pub(super) endpoints: BTreeSet<ObjectName>,
+    /// The routes of all Gateways of Envoy Gateway: they are few.
+    pub(super) egress_routes: bool,
 }
 
 /// How much of a Gateway is to be worked out anew; a later stage includes those before it.

@@ -27,6 +27,7 @@ mod conflicts;
 mod durations;
 pub mod egress;
 pub mod endpoints;
+mod envoy;
 mod evaluation;
 mod frontend;
 mod gateways;
@@ -45,6 +46,8 @@ mod services;
 mod snapshots;
 pub mod status;
 
+pub use durations::duration;
+pub use envoy::{Displaced, EgressRoutes, EndpointName, RoutedEndpoint};
 pub use objects::{Key, Kind};
 
 use crate::{
@@ -58,7 +61,7 @@ use crate::{
         tailnets::TailscaleTailnet,
         upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet},
     },
-    model::{NodeReport, ObjectName, Snapshot, Table},
+    model::{Health, NodeReport, ObjectName, Snapshot, Table},
 };
 use endpoints::Reading;
 use evaluation::Evaluated;
@@ -116,6 +119,10 @@ pub struct Subjects {
 pub struct Outcome {
     /// Of each Gateway that can be served, and of each egress ([`egress::subject`]).
     pub snapshots: Table<Snapshot>,
+    /// Of the endpoints that the pods of an egress check, by their TailscaleEndpoints and name.
+    pub health: Table<BTreeMap<String, Health>>,
+    /// Of the Gateways of Envoy Gateway that ask for them.
+    pub egress_routes: Table<EgressRoutes>,
     pub statuses: Statuses,
 }
 

@@ -158,11 +158,11 @@ impl Condition {
     }
 
     /// A condition that is `True` with the reason of the same name, as most are when all is well.
-    pub(super) fn fine(kind: &'static str, generation: i64) -> Self {
+    pub fn fine(kind: &'static str, generation: i64) -> Self {
         Self::new(kind, true, kind, String::new(), generation)
     }
 
-    pub(super) fn new(
+    pub fn new(
         kind: &'static str,
         status: bool,
         reason: &'static str,

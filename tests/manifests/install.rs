@@ -1,6 +1,9 @@
 //! `manifests/`: what is installed fits the program.
 
-use super::{known_variables, objects, objects as objects_of, parse, restricted, strings, variables, workload};
+use super::{
+    known_variables, objects, objects as objects_of, parse, restricted, strings, variables,
+    workload,
+};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -317,10 +320,17 @@ fn envoy_gateway_may_read_the_kinds_that_it_is_to_hand_on() {
     let manager = &config[0]["extensionManager"];
     let kinds = ["policyResources", "backendResources"].map(|list| {
         let kinds = manager[list].as_array().unwrap();
-        kinds.iter().map(|kind| kind["kind"].as_str().unwrap().to_owned())
+        kinds
+            .iter()
+            .map(|kind| kind["kind"].as_str().unwrap().to_owned())
     });
     let kinds: BTreeSet<String> = kinds.into_iter().flatten().collect();
-    assert_eq!(kinds, ["TailscaleBackend", "TailscaleEgressSet"].map(String::from).into());
+    assert_eq!(
+        kinds,
+        ["TailscaleBackend", "TailscaleEgressSet"]
+            .map(String::from)
+            .into()
+    );
     let role = only(
         &objects_of(EXTENSION),
         "ClusterRole",
@@ -338,7 +348,11 @@ fn envoy_gateway_may_read_the_kinds_that_it_is_to_hand_on() {
     // Whatever is registered as a policy gets a status.
     assert_eq!(
         writes(&role),
-        [("gateway.tailscale.com/tailscaleegresssets/status", vec!["update"])].into()
+        [(
+            "gateway.tailscale.com/tailscaleegresssets/status",
+            vec!["update"]
+        )]
+        .into()
     );
 }
 

@@ -42,7 +42,10 @@ pub(super) fn of_devices(
             && !is_ours(&label, ours)
             && (include.is_empty() || include.iter().any(names))
             && !discovery.exclude_patterns.iter().any(names)
-            && discovery.required_tags.iter().all(|tag| device.tags.contains(tag))
+            && discovery
+                .required_tags
+                .iter()
+                .all(|tag| device.tags.contains(tag))
             && (selectors.is_empty() || selectors.iter().any(|s| selects(s, &device.tags)))
     });
     let endpoint = |device: &Device| {
@@ -53,7 +56,11 @@ pub(super) fn of_devices(
         EndpointStatus {
             name,
             port: if is_https { 443 } else { 80 },
-            protocol: if is_https { Protocol::Https } else { Protocol::Http },
+            protocol: if is_https {
+                Protocol::Https
+            } else {
+                Protocol::Http
+            },
             tailscale_fqdn: full,
             tailscale_ip: address.map_or_else(String::new, ToString::to_string),
             discovery_source: DiscoverySource::AutoDiscovery,
@@ -61,7 +68,10 @@ pub(super) fn of_devices(
             ..EndpointStatus::default()
         }
     };
-    chosen.map(endpoint).filter(|found| is_label(&found.name)).collect()
+    chosen
+        .map(endpoint)
+        .filter(|found| is_label(&found.name))
+        .collect()
 }
 
 /// A service has an endpoint for each of its ports: the first is called as the service, the others
@@ -71,7 +81,10 @@ pub(super) fn of_services(services: &[Service], wanted: &ServiceDiscovery) -> Ve
         let label = service.label();
         let names = |pattern: &String| fits(pattern.trim_start_matches("svc:"), label);
         (wanted.service_names.is_empty() || wanted.service_names.iter().any(names))
-            && wanted.service_tags.iter().all(|tag| service.tags.contains(tag))
+            && wanted
+                .service_tags
+                .iter()
+                .all(|tag| service.tags.contains(tag))
     });
     let endpoints = chosen.flat_map(|service| {
         let ports = service.ports();
@@ -222,7 +235,13 @@ mod tests {
         assert_eq!(found(&devices, json!({})), ["web-1", "web-2", "db"]);
         let by_name = json!({"includePatterns": ["web-*"], "excludePatterns": ["*-2"]});
         assert_eq!(found(&devices, by_name), ["web-1"]);
-        assert_eq!(found(&devices, json!({"requiredTags": ["tag:web", "tag:env-test"]})), ["web-2"]);
+        assert_eq!(
+            found(
+                &devices,
+                json!({"requiredTags": ["tag:web", "tag:env-test"]})
+            ),
+            ["web-2"]
+        );
         let select = |operator: &str, values: &[&str]| {
             let selector = json!({"tag": "tag:env", "operator": operator, "values": values});
             found(&devices, json!({ "tagSelectors": [selector] }))
@@ -253,12 +272,19 @@ mod tests {
             .unwrap()
         };
         let services = [
-            service("svc:shop", &["tcp:443", "tcp:5432", "udp:53"], &["tag:shop"]),
+            service(
+                "svc:shop",
+                &["tcp:443", "tcp:5432", "udp:53"],
+                &["tag:shop"],
+            ),
             service("svc:any", &["do-not-validate"], &[]),
         ];
         let wanted = |value| serde_json::from_value(value).unwrap();
         let all = of_services(&services, &wanted(json!({"enabled": true})));
-        let all: Vec<_> = all.iter().map(|f| (f.name.as_str(), f.port, f.protocol)).collect();
+        let all: Vec<_> = all
+            .iter()
+            .map(|f| (f.name.as_str(), f.port, f.protocol))
+            .collect();
         assert_eq!(
             all,
             [
@@ -268,7 +294,8 @@ mod tests {
                 ("any", 443, Protocol::Https),
             ]
         );
-        let some = json!({"enabled": true, "serviceNames": ["svc:s*"], "serviceTags": ["tag:shop"]});
+        let some =
+            json!({"enabled": true, "serviceNames": ["svc:s*"], "serviceTags": ["tag:shop"]});
         let some = of_services(&services, &wanted(some));
         assert_eq!(some.len(), 3);
         assert_eq!(some[0].tailscale_fqdn, "svc:shop");

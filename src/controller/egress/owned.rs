@@ -7,10 +7,10 @@ use crate::{
             COMPONENT, EGRESS, ENDPOINTS_NAME, ENDPOINTS_NAMESPACE, MANAGED_BY, MANAGER, NODE_IDS,
             TAILNET,
         },
-        names::egress_subject,
         owned::{PodState, Set, StateSecret},
         world::{EgressState, Note},
     },
+    index::egress::replica,
     model::{NodeReport, ObjectName, Programmed},
 };
 use futures_util::{Stream, StreamExt, stream::SelectAll};
@@ -148,14 +148,12 @@ impl EgressFollower {
     async fn tell(&mut self, workloads: &BTreeMap<ObjectName, Workload>) {
         let mut now = BTreeMap::new();
         for (endpoints, workload) in workloads {
-            let subject = egress_subject(endpoints);
             for (name, secret) in &workload.secrets {
                 // What one says that is gone is not true any more.
                 let report = secret.report.as_ref();
                 let report = report.filter(|_| workload.is_ready(name));
                 if let (Some(ordinal), Some(report)) = (ordinal(name), report) {
-                    let replica = format!("{}/{ordinal}", subject.name);
-                    let replica = ObjectName::new(&subject.namespace, replica);
+                    let replica = replica(endpoints, ordinal.into());
                     now.insert(replica, report.clone());
                 }
             }

@@ -7,11 +7,11 @@ use crate::{
         tailnets::ProxySettings,
     },
     controller::{
-        names::egress_subject,
         parameters::{Parameters, tailnet_parameters},
         workload::{Egress, EgressPort, WorkloadInput},
         world::World,
     },
+    index::egress,
     model::{ObjectName, Snapshot, Transport},
 };
 use std::{
@@ -134,7 +134,7 @@ impl Case<'_> {
     fn wanted(&self) -> Option<(&TailscaleEndpoints, &Snapshot)> {
         let endpoints = self.world.subjects.endpoints.get(self.name)?;
         let snapshots = &self.world.outcome.snapshots;
-        let snapshot = snapshots.get(&egress_subject(self.name))?;
+        let snapshot = snapshots.get(&egress::subject(self.name))?;
         let stays = endpoints.metadata.deletion_timestamp.is_none() && !self.settings.cleanup;
         stays.then_some((endpoints, snapshot))
     }
@@ -154,7 +154,7 @@ impl Case<'_> {
     ) -> WorkloadInput {
         let pods = endpoints.spec.proxy.clone().unwrap_or_default();
         WorkloadInput {
-            subject: egress_subject(self.name),
+            subject: egress::subject(self.name),
             class: tailnet,
             hostname: snapshot.node.name.to_string(),
             egress: Some(Egress {

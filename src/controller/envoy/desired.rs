@@ -3,7 +3,7 @@
 use crate::{
     api::{
         GATEWAY_GROUP, TAILWAY_GROUP,
-        endpoints::{Egress, TailscaleEndpoints},
+        endpoints::TailscaleEndpoints,
         upstream::{
             HealthCheck, Protocol, Target, Upstream, UpstreamTls,
             backend::TailscaleBackendSpec,
@@ -13,10 +13,13 @@ use crate::{
     controller::{
         egress::ports,
         labels::{MANAGED_BY, MANAGER},
-        names::{egress_subject, workload_name},
+        names::workload_name,
         world::World,
     },
-    index::{EndpointName, EndpointsOutcome, Key, Kind, Place, RoutedEndpoint},
+    index::{
+        EndpointName, Key, Kind, RoutedEndpoint, egress,
+        endpoints::{Place, Reading},
+    },
     model::{self, Health, ObjectName, Probe, Trust},
 };
 use aws_lc_rs::digest;
@@ -32,7 +35,7 @@ use std::{
 const LONGEST: usize = 253;
 
 /// All objects that there should be, as they are applied.
-pub fn desired(world: &World) -> BTreeMap<Key, Value> {
+pub(super) fn desired(world: &World) -> BTreeMap<Key, Value> {
     let mut objects = sets(world);
     objects.extend(backends(world));
     objects
@@ -44,18 +47,19 @@ pub(super) fn is_made_here(labels: &BTreeMap<String, String>) -> bool {
 }
 
 /// Where clients of the cluster reach an endpoint, when that is by way of an egress: host and port.
-pub fn service_address(
+pub(super) fn service_address(
     world: &World,
     source: &ObjectName,
     place: &Place,
 ) -> Option<(String, u16)> {
     let object = world.subjects.endpoints.get(source)?;
-    if !place.target.is_in_tailnet() && object.spec.egress == Egress::Auto {
+    if !egress::is_through(&object.spec, place) {
         return None;
     }
-    let subject = egress_subject(source);
+    let subject = egress::subject(source);
     let snapshot = world.outcome.snapshots.get(&subject)?;
-    let port = ports(snapshot).into_iter().find(|port| port.name == place.name)?;
+    let mut ports = ports(snapshot).into_iter();
+    let port = ports.find(|port| port.name == place.name)?;
     let host = format!("{}.{}", workload_name(&subject), world.egress_domain);
     Some((host, port.number))
 }
@@ -73,7 +77,9 @@ fn sets(world: &World) -> BTreeMap<Key, Value> {
             continue;
         };
         let services = routes.services.iter();
-        let services: Vec<_> = services.filter_map(|routed| service(world, routed)).collect();
+        let services: Vec<_> = services
+            .filter_map(|routed| service(world, routed))
+            .collect();
         if services.is_empty() {
             continue;
         }
@@ -98,11 +104,11 @@ fn sets(world: &World) -> BTreeMap<Key, Value> {
 
 fn backends(world: &World) -> BTreeMap<Key, Value> {
     let mut objects: BTreeMap<Key, Value> = BTreeMap::new();
-    for (source, outcome) in by_age(world) {
+    for (source, reading) in by_age(world) {
         let Some(owner) = world.subjects.endpoints.get(source) else {
             continue;
         };
-        for place in &outcome.reading.places {
+        for place in &reading.places {
             // Envoy Gateway takes such backends for routes of HTTP alone.
             if !matches!(place.protocol, Protocol::Http | Protocol::Https) {
                 continue;
@@ -124,7 +130,7 @@ fn backends(world: &World) -> BTreeMap<Key, Value> {
             // Of two objects that mean the same name, the older one has it.
             if let Entry::Vacant(entry) = objects.entry(key.clone()) {
                 let spec = TailscaleBackendSpec {
-                    upstream: upstream(world, source, place, outcome),
+                    upstream: upstream(world, source, place),
                 };
                 let spec = serde_json::to_value(spec).unwrap_or_default();
                 entry.insert(object(&key, &**owner, spec));
@@ -134,18 +140,16 @@ fn backends(world: &World) -> BTreeMap<Key, Value> {
     objects
 }
 
-fn by_age(world: &World) -> Vec<(&ObjectName, &EndpointsOutcome)> {
+fn by_age(world: &World) -> Vec<(&ObjectName, &Reading)> {
     let age = |name: &ObjectName| {
         let object: Option<&TailscaleEndpoints> =
             world.subjects.endpoints.get(name).map(|object| &**object);
         let created = object.and_then(|object| object.metadata.creation_timestamp.as_ref());
         (created.map(|time| time.0.as_nanosecond()), name.clone())
     };
-    let mut all: Vec<(&ObjectName, &EndpointsOutcome)> = world
-        .outcome
-        .endpoints
-        .iter()
-        .map(|(name, outcome)| (&**name, &**outcome))
+    let readings = world.subjects.readings.iter();
+    let mut all: Vec<_> = readings
+        .map(|(name, reading)| (&**name, &**reading))
         .collect();
     all.sort_by_key(|(name, _)| age(name));
     all
@@ -173,8 +177,8 @@ fn object<K: Resource<DynamicType = ()>>(key: &Key, owner: &K, spec: Value) -> V
 
 fn service(world: &World, routed: &RoutedEndpoint) -> Option<RoutedService> {
     let EndpointName { source, name } = &routed.endpoint;
-    let outcome = world.outcome.endpoints.get(source)?;
-    let mut places = outcome.reading.places.iter();
+    let reading = world.subjects.readings.get(source)?;
+    let mut places = reading.places.iter();
     let place = places.find(|place| place.name == *name)?;
     Some(RoutedService {
         name: name.clone(),
@@ -182,24 +186,20 @@ fn service(world: &World, routed: &RoutedEndpoint) -> Option<RoutedService> {
         route: routed.route.clone(),
         path_prefix: routed.path_prefix.clone(),
         cluster: routed.cluster.clone(),
-        upstream: upstream(world, source, place, outcome),
+        upstream: upstream(world, source, place),
     })
 }
 
 /// Where a place is for clients of the cluster, and how it is spoken to.
-fn upstream(
-    world: &World,
-    source: &ObjectName,
-    place: &Place,
-    outcome: &EndpointsOutcome,
-) -> Upstream {
+fn upstream(world: &World, source: &ObjectName, place: &Place) -> Upstream {
     let by_egress = service_address(world, source, place);
     let is_by_egress = by_egress.is_some();
     let direct = || (place.host.clone(), place.target.port());
     let (host, port) = by_egress.unwrap_or_else(direct);
     // The egress checks what it connects to; what it cannot use is left out here, too.
-    let is_out = is_by_egress
-        && matches!(outcome.health.get(&place.name), Some(Health::Unhealthy { .. }));
+    let health = world.outcome.health.get(source);
+    let health = health.and_then(|health| health.get(&place.name));
+    let is_out = is_by_egress && matches!(health, Some(Health::Unhealthy { .. }));
     let target = Target {
         host,
         port,
@@ -207,7 +207,7 @@ fn upstream(
     };
     Upstream {
         protocol: place.protocol,
-        host: authority(place),
+        host: place.authority(),
         targets: if is_out { Vec::new() } else { vec![target] },
         tls: place.tls.as_ref().map(tls),
         health_check: place
@@ -215,23 +215,6 @@ fn upstream(
             .as_ref()
             .filter(|_| !is_by_egress)
             .map(health_check),
-    }
-}
-
-/// The target as a `Host` header names it: its port only where it is not that of the scheme
-/// (RFC 9110 §4.2.3).
-fn authority(place: &Place) -> String {
-    let usual = match place.protocol {
-        Protocol::Https => 443,
-        _ => 80,
-    };
-    let host = match place.host.contains(':') {
-        true => format!("[{}]", place.host),
-        false => place.host.clone(),
-    };
-    match place.target.port() {
-        port if port == usual => host,
-        port => format!("{host}:{port}"),
     }
 }
 

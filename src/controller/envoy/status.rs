@@ -10,18 +10,18 @@ use crate::{
         },
         upstream::egress::TailscaleEgressSet,
     },
-    controller::{
-        egress::tailnet_of,
-        names::{egress_subject, workload_name},
-        world::World,
+    controller::{egress::tailnet_of, names::workload_name, world::World},
+    index::{
+        EndpointName, Key, Kind, Subjects, egress,
+        endpoints::{Place, Reading, Wrong},
+        status::Condition,
     },
-    index::{EndpointName, EndpointsOutcome, Key, Kind, Place, Subjects, status::Condition},
     model::{Endpoint, Health, ObjectName},
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -48,12 +48,12 @@ pub(in crate::controller) fn of_endpoints(
     name: &ObjectName,
 ) -> Option<(Vec<Condition>, Map<String, Value>)> {
     let object = world.subjects.endpoints.get(name)?;
-    let outcome = world.outcome.endpoints.get(name)?;
+    let reading = world.subjects.readings.get(name)?;
     let case = Case {
         world,
         name,
         object,
-        outcome,
+        reading,
     };
     Some((case.conditions(), case.rest()))
 }
@@ -83,7 +83,8 @@ pub(in crate::controller) fn of_backend(world: &World, name: &ObjectName) -> Opt
 pub(in crate::controller) fn changed(world: &World, before: &World) -> BTreeSet<Key> {
     let (now, then) = (&world.outcome, &before.outcome);
     let (subjects, old) = (&world.subjects, &before.subjects);
-    let is_same = now.endpoints.is_same(&then.endpoints)
+    let is_same = now.health.is_same(&then.health)
+        && subjects.readings.is_same(&old.readings)
         && now.egress_routes.is_same(&then.egress_routes)
         && subjects.endpoints.is_same(&old.endpoints)
         && subjects.egress_sets.is_same(&old.egress_sets)
@@ -136,7 +137,9 @@ struct Rule {
 
 fn http_rules(subjects: &Subjects, route: &ObjectName) -> Vec<Rule> {
     let object = subjects.http_routes.get(route);
-    let rules = object.into_iter().flat_map(|o| o.spec.rules.iter().flatten());
+    let rules = object
+        .into_iter()
+        .flat_map(|o| o.spec.rules.iter().flatten());
     let rules = rules.enumerate().filter_map(|(at, rule)| {
         let refs = rule.backend_refs.iter().flatten();
         let refs = refs.map(|r| (&r.group, &r.kind, &r.namespace, &r.name));
@@ -147,7 +150,9 @@ fn http_rules(subjects: &Subjects, route: &ObjectName) -> Vec<Rule> {
 
 fn grpc_rules(subjects: &Subjects, route: &ObjectName) -> Vec<Rule> {
     let object = subjects.grpc_routes.get(route);
-    let rules = object.into_iter().flat_map(|o| o.spec.rules.iter().flatten());
+    let rules = object
+        .into_iter()
+        .flat_map(|o| o.spec.rules.iter().flatten());
     let rules = rules.enumerate().filter_map(|(at, rule)| {
         let refs = rule.backend_refs.iter().flatten();
         let refs = refs.map(|r| (&r.group, &r.kind, &r.namespace, &r.name));
@@ -194,12 +199,12 @@ struct Case<'a> {
     world: &'a World,
     name: &'a ObjectName,
     object: &'a TailscaleEndpoints,
-    outcome: &'a EndpointsOutcome,
+    reading: &'a Reading,
 }
 
 impl Case<'_> {
     fn generation(&self) -> i64 {
-        self.outcome.reading.generation
+        self.reading.generation
     }
 
     fn conditions(&self) -> Vec<Condition> {
@@ -210,32 +215,34 @@ impl Case<'_> {
     }
 
     fn accepted(&self) -> Condition {
-        let reading = &self.outcome.reading;
-        let wrong: Vec<_> = reading
-            .wrong
-            .iter()
-            .filter(|wrong| wrong.is_fatal)
-            .map(|wrong| format!("endpoint {}: {}", wrong.endpoint, wrong.message()))
-            .collect();
+        let reading = self.reading;
+        let wrong: Vec<_> = reading.wrong.iter().map(message).collect();
         let generation = self.generation();
         if wrong.is_empty() {
             return Condition::fine(c::ACCEPTED, generation);
         }
         let is_any_good = !reading.places.is_empty();
         let message = match is_any_good {
-            true => format!("all but these are used: {}", wrong.join("; ")),
+            true => format!(
+                "some are left out, or not as they were asked for: {}",
+                wrong.join("; ")
+            ),
             false => wrong.join("; "),
         };
-        let reason = if is_any_good { c::PARTIALLY_INVALID } else { c::INVALID };
+        let reason = if is_any_good {
+            c::PARTIALLY_INVALID
+        } else {
+            c::INVALID
+        };
         Condition::new(c::ACCEPTED, is_any_good, reason, message, generation)
     }
 
     fn resolved(&self) -> Condition {
         let generation = self.generation();
-        let refs = self.outcome.reading.wrong.iter();
-        let refs = refs.filter(|wrong| c::UNRESOLVED.contains(&wrong.reason()));
+        let refs = self.reading.wrong.iter();
+        let refs = refs.filter(|wrong| wrong.finding.reason != c::INVALID);
         let mut messages: Vec<_> = refs
-            .map(|wrong| (wrong.reason(), format!("endpoint {}: {}", wrong.endpoint, wrong.message())))
+            .map(|wrong| (wrong.finding.reason, message(wrong)))
             .collect();
         if self.needs_tailnet()
             && let Err(message) = self.tailnet()
@@ -247,7 +254,13 @@ impl Case<'_> {
         };
         let reason = *reason;
         let messages: Vec<_> = messages.into_iter().map(|(_, message)| message).collect();
-        Condition::new(c::RESOLVED_REFS, false, reason, messages.join("; "), generation)
+        Condition::new(
+            c::RESOLVED_REFS,
+            false,
+            reason,
+            messages.join("; "),
+            generation,
+        )
     }
 
     fn needs_tailnet(&self) -> bool {
@@ -257,7 +270,7 @@ impl Case<'_> {
 
     fn has_egress(&self) -> bool {
         let snapshots = &self.world.outcome.snapshots;
-        snapshots.contains_key(&egress_subject(self.name))
+        snapshots.contains_key(&egress::subject(self.name))
     }
 
     fn tailnet(&self) -> Result<String, String> {
@@ -308,7 +321,9 @@ impl Case<'_> {
     fn not_served(&self, gateway: &ObjectName) -> Vec<String> {
         let set = self.world.subjects.egress_sets.get(gateway);
         let Some(set) = set.map(|set| &**set) else {
-            return vec![format!("Gateway {gateway}: its TailscaleEgressSet is being made")];
+            return vec![format!(
+                "Gateway {gateway}: its TailscaleEgressSet is being made"
+            )];
         };
         let served = served(set);
         if served.revision != set.spec.revision {
@@ -328,7 +343,10 @@ impl Case<'_> {
         let skipped = served.skipped.iter();
         let skipped = skipped.filter_map(|skipped| {
             let name = mine.get(skipped.service.as_str())?;
-            Some(format!("Gateway {gateway}: {name} is left out: {}", skipped.reason))
+            Some(format!(
+                "Gateway {gateway}: {name} is left out: {}",
+                skipped.reason
+            ))
         });
         skipped.collect()
     }
@@ -399,7 +417,7 @@ impl Case<'_> {
     fn workloads(&self) -> Vec<StatefulSetRef> {
         let egress = self.world.egresses.get(self.name);
         let egress = egress.map(|egress| {
-            let name = workload_name(&egress_subject(self.name));
+            let name = workload_name(&egress::subject(self.name));
             StatefulSetRef {
                 service: name.clone(),
                 name,
@@ -413,14 +431,14 @@ impl Case<'_> {
     }
 
     fn endpoints(&self) -> Vec<EndpointStatus> {
-        let reading = &self.outcome.reading;
+        let reading = self.reading;
         let places = reading.places.iter().map(|place| self.endpoint(place));
         let wrong = reading.wrong.iter().filter(|wrong| wrong.is_fatal);
         let wrong = wrong.map(|wrong| EndpointStatus {
             name: wrong.endpoint.clone(),
             port: wrong.port,
             health_status: HealthStatus::Disabled,
-            message: wrong.message().to_owned(),
+            message: wrong.finding.message.clone(),
             ..EndpointStatus::default()
         });
         // Of two of one name, the first is the one that is used.
@@ -455,7 +473,8 @@ impl Case<'_> {
     }
 
     fn endpoint(&self, place: &Place) -> EndpointStatus {
-        let health = self.outcome.health.get(&place.name);
+        let health = self.world.outcome.health.get(self.name);
+        let health = health.and_then(|health| health.get(&place.name));
         let (health_status, mut message) = match (&place.check, health) {
             (None, _) => (HealthStatus::Disabled, String::new()),
             (Some(_), None) => (HealthStatus::Unknown, String::new()),
@@ -505,6 +524,10 @@ impl Case<'_> {
         let mut owners = backend.owner_references().iter();
         is_made_here(backend.labels()) && owners.any(|owner| Some(owner.uid.as_str()) == uid)
     }
+}
+
+fn message(wrong: &Wrong) -> String {
+    format!("endpoint {}: {}", wrong.endpoint, wrong.finding.message)
 }
 
 /// What the extension wrote on a set; nothing when it has not, or nothing that can be read.
