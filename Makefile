@@ -13,8 +13,9 @@ PROFILE ?= release
 # Docker without its daemon or without BuildKit is none.
 BUILDER ?= $(shell docker buildx inspect >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 LAB := tests/cluster/lab
+ENVOY_LAB := tests/envoy/lab
 
-.PHONY: build cluster demo helm image image-archive image-built lab-build test test-go test-rust lint gen bench bench-index bench-traffic localtailnet release
+.PHONY: build cluster demo envoy helm image image-archive image-built lab-build test test-go test-rust lint gen bench bench-index bench-traffic localtailnet release
 
 build: ## tailway for development
 	$(CARGO) build
@@ -52,6 +53,11 @@ cluster: localtailnet lab-build ## on a real Kubernetes, in namespaces of its ow
 
 lab-build: ## etcd, Kubernetes and cluster DNS for `make cluster`; ten minutes once
 	$(LAB)/build.sh
+
+envoy: ## with real Envoy Gateway and real Envoy, in namespaces of its own; as root; TESTS names some; a quarter of an hour once
+	$(ENVOY_LAB)/require.sh run
+	lab=$$($(ENVOY_LAB)/build.sh) && TAILWAY_ENVOY=$$lab/envoy \
+		$(CARGO) test --test tests -- --ignored --test-threads=1 $(or $(TESTS),envoy::)
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all --check
