@@ -1,11 +1,16 @@
 //! A client that writes requests as they are, byte by byte.
 
 use crate::cluster::network::Network;
-use std::{io, net::SocketAddr};
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName},
+};
+use std::{io, net::SocketAddr, sync::Arc};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
+use tokio_rustls::TlsConnector;
 
 /// An answer of HTTP/1.1.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,14 +34,41 @@ pub async fn get(
 
 /// Sends `request`, and reads until the connection ends.
 pub async fn send(network: &Network, to: SocketAddr, request: Vec<u8>) -> io::Result<Answer> {
+    let exchange = async move { exchange(TcpStream::connect(to).await?, &request).await };
+    network.run(exchange).await
+}
+
+/// The same by TLS with whoever has this certificate, by the name that is in it.
+pub async fn send_by_tls(
+    network: &Network,
+    to: SocketAddr,
+    (name, leaf): (&'static str, CertificateDer<'static>),
+    request: Vec<u8>,
+) -> io::Result<Answer> {
+    let mut roots = RootCertStore::empty();
+    roots.add(leaf).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = TlsConnector::from(Arc::new(config));
     let exchange = async move {
-        let mut stream = TcpStream::connect(to).await?;
-        stream.write_all(&request).await?;
-        let mut bytes = Vec::new();
-        stream.read_to_end(&mut bytes).await?;
-        Ok::<_, io::Error>(bytes)
+        let stream = TcpStream::connect(to).await?;
+        let name = ServerName::try_from(name).unwrap();
+        exchange(connector.connect(name, stream).await?, &request).await
     };
-    let bytes = network.run(exchange).await?;
+    network.run(exchange).await
+}
+
+async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &[u8],
+) -> io::Result<Answer> {
+    stream.write_all(request).await?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).await?;
     parse(&bytes).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 

@@ -4,7 +4,12 @@
 //! runs them.
 
 mod alone;
+mod changes;
 mod client;
+mod faults;
 mod lab;
+mod paths;
+mod protocols;
 mod scene;
+mod secured;
 mod upstream;

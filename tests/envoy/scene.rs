@@ -3,15 +3,19 @@
 use super::{
     client::{self, Answer},
     lab::{Namespaces, Program, programs},
-    upstream,
+    upstream::{Names, Service},
 };
 use crate::{cluster::network::Network, tailnet::world::eventually};
 use serde_json::{Value, json};
 use std::{
+    cell::RefCell,
     fs, io,
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{
+        Mutex,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 use tailway::api::upstream::{
     Protocol, Target, Upstream,
@@ -55,6 +59,7 @@ spec:
 
 pub struct Scene {
     pub wiring: Wiring,
+    pub names: Names,
     extension: Mutex<Option<Program>>,
     gateway: Program,
     // Last, as the others live in it.
@@ -97,6 +102,7 @@ impl Scene {
         });
         Self {
             wiring,
+            names: Names::start(namespaces.network()).await,
             extension: Mutex::default(),
             gateway,
             namespaces,
@@ -123,8 +129,8 @@ impl Scene {
     }
 
     /// A service in the network of the scene.
-    pub async fn service(&self, name: &str) -> upstream::Service {
-        upstream::Service::start(self.network(), name).await
+    pub async fn service(&self, name: &str) -> Service {
+        Service::start(self.network(), name).await
     }
 
     /// What Envoy Gateway has logged.
@@ -168,12 +174,19 @@ impl Scene {
         *self.extension.lock().unwrap() = Some(extension);
     }
 
-    /// A Gateway with a listener for HTTP on `port`, and the further objects of `yaml`.
-    pub fn site(&self, name: &str, port: u16, yaml: &str) -> Site<'_> {
+    /// A Gateway with a listener for HTTP on a port of its own, and the further objects of `yaml`.
+    pub fn site(&self, name: &str, yaml: &str) -> Site<'_> {
+        static PORTS: AtomicU16 = AtomicU16::new(7000);
+        let port = PORTS.fetch_add(1, Ordering::Relaxed);
+        self.site_on(port, name, yaml)
+    }
+
+    pub fn site_on(&self, port: u16, name: &str, yaml: &str) -> Site<'_> {
         let site = Site {
             scene: self,
             name: name.to_owned(),
             port,
+            objects: RefCell::default(),
         };
         site.write(yaml);
         site
@@ -261,31 +274,45 @@ pub struct Site<'a> {
     pub scene: &'a Scene,
     pub name: String,
     pub port: u16,
+    objects: RefCell<String>,
 }
 
 impl Site<'_> {
     /// Replaces its objects by the Gateway and `yaml`, where `SITE` stands for its name.
     pub fn write(&self, yaml: &str) {
-        let Self { name, port, .. } = self;
+        let port = self.port;
+        let listeners = format!("[{{name: http, port: {port}, protocol: HTTP}}]");
+        self.write_with(&listeners, yaml);
+    }
+
+    /// The same with other listeners.
+    pub fn write_with(&self, listeners: &str, yaml: &str) {
+        let name = &self.name;
         let gateway = format!(
             "apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
 metadata: {{name: {name}, namespace: default}}
-spec: {{gatewayClassName: eg, listeners: [{{name: http, port: {port}, protocol: HTTP}}]}}
+spec: {{gatewayClassName: eg, listeners: {listeners}}}
 ---
 {}",
             yaml.replace("SITE", name)
         );
         put(&self.file("objects"), &gateway);
+        *self.objects.borrow_mut() = gateway;
     }
 
     /// Replaces the services that the extension adds to it.
     pub fn set(&self, services: &[RoutedService]) {
-        self.set_to(services, 0);
+        self.set_anew(services, 0);
     }
 
     /// The same, with a count that has it translated anew.
-    pub fn set_to(&self, services: &[RoutedService], resync: i64) {
+    pub fn set_anew(&self, services: &[RoutedService], resync: i64) {
+        self.set_as_is(serde_json::to_value(services).unwrap(), resync);
+    }
+
+    /// The same for services that may be none.
+    pub fn set_as_is(&self, services: Value, resync: i64) {
         let spec = TailscaleEgressSetSpec {
             target_refs: vec![GatewayRef {
                 group: "gateway.networking.k8s.io".into(),
@@ -294,11 +321,17 @@ spec: {{gatewayClassName: eg, listeners: [{{name: http, port: {port}, protocol: 
             }],
             revision: "1".into(),
             resync,
-            services: services.to_vec(),
+            services: Vec::new(),
         };
         let mut set = TailscaleEgressSet::new(&self.name, spec);
         set.metadata.namespace = Some("default".into());
-        put(&self.set_file(), &serde_json::to_string(&set).unwrap());
+        let mut set = serde_json::to_value(set).unwrap();
+        set["spec"]["services"] = services;
+        put(&self.set_file(), &set.to_string());
+    }
+
+    pub fn remove_set(&self) {
+        fs::remove_file(self.set_file()).unwrap();
     }
 
     fn file(&self, directory: &str) -> PathBuf {
@@ -328,6 +361,12 @@ spec: {{gatewayClassName: eg, listeners: [{{name: http, port: {port}, protocol: 
         self.try_get(target).await.unwrap()
     }
 
+    /// Status and body of the answer.
+    pub async fn answer(&self, target: &str) -> (u16, String) {
+        let answer = self.get(target).await;
+        (answer.status, answer.body)
+    }
+
     /// Waits until `target` answers so.
     pub async fn until(&self, target: &str, status: u16, body: &str) {
         let what = format!("{} answers {target} with {status} {body:?}", self.name);
@@ -338,27 +377,60 @@ spec: {{gatewayClassName: eg, listeners: [{{name: http, port: {port}, protocol: 
         .await;
     }
 
-    /// A page of its Envoy's admin interface.
-    pub async fn admin(&self, page: &str) -> Value {
+    /// Waits until `target` answers with this status.
+    pub async fn until_status(&self, target: &str, status: u16) {
+        let what = format!("{} answers {target} with {status}", self.name);
+        eventually(&what, || async {
+            let answer = self.try_get(target).await.ok()?;
+            (answer.status == status).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until Envoy has the route of this service. Where the extension cannot ask for that,
+    /// an unrelated change has Envoy Gateway translate again.
+    pub async fn added(&self, service: &str) {
+        let names = ["tailscale-egress", "external-backend"];
+        let names = names.map(|name| format!("\"name\":\"{name}-{service}\""));
+        let mut look = 0;
+        eventually(&format!("{} has {service}", self.name), || {
+            if self.scene.wiring == Wiring::Held && look % 40 == 0 {
+                let unrelated = route("unrelated", &format!("/{look}"), self.address());
+                let unrelated = unrelated.replace("SITE", &self.name);
+                let objects = format!("{}{unrelated}", self.objects.borrow());
+                put(&self.file("objects"), &objects);
+            }
+            look += 1;
+            async {
+                let dump = self.admin("/config_dump").await?.to_string();
+                names.iter().all(|name| dump.contains(name)).then_some(())
+            }
+        })
+        .await;
+    }
+
+    /// A page of its Envoy's admin interface; `None` while there is no Envoy.
+    pub async fn admin(&self, page: &str) -> Option<Value> {
         let service_cluster = json!(format!("default/{}", self.name));
-        let runs = fs::read_dir(self.scene.directory().join("running")).unwrap();
+        let runs = fs::read_dir(self.scene.directory().join("running")).ok()?;
         for run in runs {
-            let address = run.unwrap().path().join("admin-address.txt");
+            let address = run.ok()?.path().join("admin-address.txt");
             // Those of Envoys that have ended are left behind.
             let Ok(address) = fs::read_to_string(address) else {
                 continue;
             };
-            let address = address.trim().parse().unwrap();
+            let address = address.trim().parse().ok()?;
             let get = |page| client::get(self.scene.network(), address, "localhost", page);
             let Ok(info) = get("/server_info").await else {
                 continue;
             };
             let info: Value = serde_json::from_str(&info.body).unwrap();
             if info["command_line_options"]["service_cluster"] == service_cluster {
-                return serde_json::from_str(&get(page).await.unwrap().body).unwrap();
+                let answer = get(page).await.ok()?;
+                return Some(serde_json::from_str(&answer.body).unwrap());
             }
         }
-        panic!("{} has no Envoy", self.name);
+        None
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::cluster::network::Network;
 use std::{
-    net::{Ipv4Addr, SocketAddr},
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU16, Ordering},
@@ -10,12 +11,15 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader},
-    net::TcpListener,
+    net::{TcpListener, UdpSocket},
 };
 use tokio_rustls::TlsAcceptor;
 
 /// What health checks ask for.
 pub const HEALTH: &str = "/health";
+
+/// Where services are, as targets cannot be on a loopback; all of 192.0.2.0/24 is there.
+pub const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 
 /// A service that answers each request with its name.
 pub struct Service {
@@ -46,22 +50,22 @@ impl Request {
 
 impl Service {
     pub async fn start(network: &Network, name: &str) -> Self {
-        Self::start_on(network, name, None).await
+        Self::start_on(network, name, (HERE, 0).into(), None).await
     }
 
-    /// The same behind TLS.
-    pub async fn start_tls(network: &Network, name: &str, tls: TlsAcceptor) -> Self {
-        Self::start_on(network, name, Some(tls)).await
-    }
-
-    async fn start_on(network: &Network, name: &str, tls: Option<TlsAcceptor>) -> Self {
+    /// The same at an address of the namespace, and behind TLS perhaps.
+    pub async fn start_on(
+        network: &Network,
+        name: &str,
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+    ) -> Self {
         let state = Arc::new(State {
             name: name.to_owned(),
             health: AtomicU16::new(200),
             requests: Mutex::default(),
         });
-        let bind = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-        let listener = network.run(bind).await.unwrap();
+        let listener = network.run(TcpListener::bind(address)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let serving = Arc::clone(&state);
         network
@@ -160,4 +164,65 @@ async fn head(stream: &mut (impl AsyncRead + Unpin)) -> Option<Request> {
         line: line.to_owned(),
         headers: headers.collect(),
     })
+}
+
+/// A server of DNS at 127.0.0.1, whose answers are good for a second.
+pub struct Names(Arc<Mutex<BTreeMap<String, Ipv4Addr>>>);
+
+impl Names {
+    pub async fn start(network: &Network) -> Self {
+        let names = Arc::<Mutex<BTreeMap<_, _>>>::default();
+        let served = Arc::clone(&names);
+        network
+            .run(async move {
+                let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).await.unwrap();
+                tokio::spawn(async move {
+                    let mut query = [0; 512];
+                    while let Ok((size, peer)) = socket.recv_from(&mut query).await {
+                        if let Some(answer) = answer(&query[..size], &served.lock().unwrap()) {
+                            // Who has gone does not miss it.
+                            let _ = socket.try_send_to(&answer, peer);
+                        }
+                    }
+                });
+            })
+            .await;
+        Self(names)
+    }
+
+    pub fn set(&self, name: &str, address: IpAddr) {
+        let IpAddr::V4(address) = address else {
+            panic!("{address} is not of IPv4");
+        };
+        self.0.lock().unwrap().insert(name.into(), address);
+    }
+}
+
+/// The answer to a query (RFC 1035 section 4): an address for those who ask for one of IPv4, nothing
+/// for those who ask for something else of that name, and that there is no other name.
+fn answer(query: &[u8], names: &BTreeMap<String, Ipv4Addr>) -> Option<Vec<u8>> {
+    let (mut labels, mut at) = (Vec::new(), 12);
+    loop {
+        let length = usize::from(*query.get(at)?);
+        at += 1;
+        if length == 0 {
+            break;
+        }
+        labels.push(String::from_utf8_lossy(query.get(at..at + length)?));
+        at += length;
+    }
+    let question = query.get(12..at + 4)?;
+    let known = names.get(&labels.join("."));
+    let address = known.filter(|_| question.ends_with(&[0, 1, 0, 1]));
+    let mut answer = query[..2].to_vec();
+    // Recursion was available; code 3 is a name that is not there.
+    answer.extend([0x81, if known.is_some() { 0x80 } else { 0x83 }]);
+    answer.extend([0, 1, 0, address.is_some().into(), 0, 0, 0, 0]);
+    answer.extend(question);
+    if let Some(address) = address {
+        // The name of the question, A, IN, one second, four bytes.
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+        answer.extend(address.octets());
+    }
+    Some(answer)
 }

@@ -5,6 +5,8 @@
 #   namespaces.sh DIRECTORY      with `hosts` and `resolv.conf`, which programs find in /etc
 set -euo pipefail
 ip link set lo up
+# Another machine's, for who takes no loopback.
+ip address add 192.0.2.1/24 dev lo
 mount --bind "$1/hosts" /etc/hosts
 mount --bind "$1/resolv.conf" "$(readlink -f /etc/resolv.conf)"
 echo ready
