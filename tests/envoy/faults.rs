@@ -11,6 +11,9 @@ use tailway::api::upstream::egress::RoutedService;
 use tokio::net::UnixListener;
 use tokio_util::task::AbortOnDropHandle;
 
+/// What Envoy Gateway logs when it has read its objects and goes on to ask the extension.
+const TRANSLATING: &str = "reconciled gateways successfully";
+
 /// A Gateway in a scene of its own, with two services to switch between, and one of its user's.
 struct Course {
     old: RoutedService,
@@ -37,7 +40,7 @@ impl Course {
         site
     }
 
-    /// Asks for the new service, which does not come, and sees that the old one is served.
+    /// Asks for the new service.
     fn change(&self, site: &Site<'_>) {
         site.set(std::slice::from_ref(&self.new));
     }
@@ -59,7 +62,7 @@ async fn an_extension_that_comes_last_is_not_too_late() {
     let site = scene.site("web", &course.users);
     site.set(std::slice::from_ref(&course.old));
     // It waits for the extension before it configures any Envoy.
-    scene.says("web", 0).await;
+    scene.says(TRANSLATING, 0).await;
     site.try_get("/users").await.unwrap_err();
     scene.start_extension().await;
     site.until("/api/web", 200, "old").await;
@@ -76,7 +79,7 @@ async fn while_the_extension_is_down_or_hangs_envoy_serves_and_then_catches_up()
     scene.kill_extension();
     let from = scene.log().len();
     course.change(&site);
-    scene.says("file changed", from).await;
+    scene.says(TRANSLATING, from).await;
     serves_on(&site).await;
     scene.start_extension().await;
     site.until("/api/web", 200, "new").await;
@@ -86,7 +89,7 @@ async fn while_the_extension_is_down_or_hangs_envoy_serves_and_then_catches_up()
     scene.signal_extension("STOP").await;
     let from = scene.log().len();
     course.change(&site);
-    scene.says("file changed", from).await;
+    scene.says(TRANSLATING, from).await;
     serves_on(&site).await;
     scene.signal_extension("CONT").await;
     site.until("/api/web", 200, "new").await;

@@ -150,6 +150,7 @@ impl Scene {
             command.args(["extension", "--admin-addr", "127.0.0.1:0"]);
             match self.wiring {
                 Wiring::Alone | Wiring::Policies => {
+                    command.arg("--policies-only");
                     command.arg("--socket").arg(home.join("extension.sock"))
                 }
                 Wiring::Held => command.arg("-f").arg(home.join("sets")),
