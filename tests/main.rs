@@ -15,6 +15,7 @@ mod cluster;
 mod controller;
 mod discovery;
 mod extension;
+mod envoy;
 mod floors;
 mod golden;
 mod index;
