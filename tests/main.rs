@@ -14,8 +14,8 @@
 mod cluster;
 mod controller;
 mod discovery;
-mod extension;
 mod envoy;
+mod extension;
 mod floors;
 mod golden;
 mod index;

@@ -4,7 +4,9 @@
 mod desired;
 mod status;
 
-use desired::{desired, is_made_here};
+pub use desired::desired;
+
+use desired::is_made_here;
 pub(super) use status::{changed, of_backend, of_endpoints};
 
 use super::{requests::unless_gone, world::World, writer::FIELD_MANAGER};

@@ -36,7 +36,7 @@ pub use authority::{AuthorityKeeper, KeepError};
 pub use classes::{Classes, Clients};
 pub use discovered::{Discovered, Discoverer};
 pub use egress::{EgressFollower, EgressOwned, EgressSettings, Egresses};
-pub use envoy::Envoy;
+pub use envoy::{Envoy, desired as egress_objects};
 pub use events::{Events, Weight};
 pub use gateways::{FINALIZER, Gateways, GatewaysSettings};
 pub use minter::Minter;

@@ -126,12 +126,20 @@ async fn the_walk_through_works_from_apply_to_curl() {
     let endpoints = "tailscaleendpoints/example-endpoints";
     let message = scene.condition("default", endpoints, PROGRAMMED).await;
     assert_eq!(message, "served by 1 Gateway of Envoy Gateway");
-    gateway.page("/api/web-service/status", "example /status\n").await;
+    gateway
+        .page("/api/web-service/status", "example /status\n")
+        .await;
     gateway.page("/api/web-service", "example /\n").await;
-    gateway.page("/api/web-servicex", "fallback /api/web-servicex\n").await;
+    gateway
+        .page("/api/web-servicex", "fallback /api/web-servicex\n")
+        .await;
     gateway.page("/", "fallback /\n").await;
     let status = lab.object("default", endpoints).await.unwrap()["status"].clone();
-    let counts = [&status["totalEndpoints"], &status["healthyEndpoints"], &status["discoveredEndpoints"]];
+    let counts = [
+        &status["totalEndpoints"],
+        &status["healthyEndpoints"],
+        &status["discoveredEndpoints"],
+    ];
     assert_eq!(counts, [2, 0, 0]);
     let columns = lab.kubectl(["get", endpoints, "--no-headers"]).await;
     let columns: Vec<_> = columns.split_whitespace().take(4).collect();
@@ -142,11 +150,18 @@ async fn the_walk_through_works_from_apply_to_curl() {
     lab.apply(&renamed).await;
     gateway.page("/api/shop/status", "example /status\n").await;
     gateway
-        .page("/api/web-service/status", "fallback /api/web-service/status\n")
+        .page(
+            "/api/web-service/status",
+            "fallback /api/web-service/status\n",
+        )
         .await;
     let before = versions(&scene).await;
     gateway.page("/api/shop", "example /\n").await;
-    assert_eq!(versions(&scene).await, before, "nothing changed, and something was written");
+    assert_eq!(
+        versions(&scene).await,
+        before,
+        "nothing changed, and something was written"
+    );
 
     // A route of the user's own names one of the services.
     lab.apply(
@@ -167,7 +182,9 @@ spec:
         .await;
 
     lab.delete(&renamed).await;
-    gateway.page("/api/shop/status", "fallback /api/shop/status\n").await;
+    gateway
+        .page("/api/shop/status", "fallback /api/shop/status\n")
+        .await;
     let left = "tailscalebackends,tailscaleegresssets";
     lab.eventually("what was made for it is gone", || async {
         let left = lab.kubectl(["get", left, "--output=name"]).await;
@@ -193,7 +210,8 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     let scene = Scene::start().await;
     let lab = scene.lab;
     lab.apply(&(scene.class("hidden") + &tailnet(&scene))).await;
-    lab.apply(&(web("hidden", None) + &web("fallback", None))).await;
+    lab.apply(&(web("hidden", None) + &web("fallback", None)))
+        .await;
     let gateway = install(&scene, &[]).await;
     lab.apply(GATEWAY).await;
     lab.apply(&hidden("/health")).await;
@@ -213,10 +231,18 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     })
     .await;
     // In steady state no key is made.
-    let keys = scene.tailnet.get("/calls").await.to_string().matches("/keys\"").count();
+    let keys = scene
+        .tailnet
+        .get("/calls")
+        .await
+        .to_string()
+        .matches("/keys\"")
+        .count();
 
     // One of the pods goes while requests come.
-    let set = lab.object("default", endpoints).await.unwrap()["status"]["statefulSetRefs"][0]["name"].clone();
+    let set =
+        lab.object("default", endpoints).await.unwrap()["status"]["statefulSetRefs"][0]["name"]
+            .clone();
     let pod = format!("pod/{}-0", set.as_str().unwrap());
     let uid = scene.uid(&pod).await;
     scene.system(["delete", &pod, "--wait=false"]).await;
@@ -238,10 +264,26 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
         }
     }
     // Those that were on their way in while it left.
-    assert!(failed.len() * 10 <= answered, "{answered} answered, not so: {failed:?}");
-    assert_eq!(scene.nodes().await.len(), nodes.len(), "its node is the same");
-    let after = scene.tailnet.get("/calls").await.to_string().matches("/keys\"").count();
-    assert_eq!(after, keys, "no key was made for a node that has an identity");
+    assert!(
+        failed.len() * 10 <= answered,
+        "{answered} answered, not so: {failed:?}"
+    );
+    assert_eq!(
+        scene.nodes().await.len(),
+        nodes.len(),
+        "its node is the same"
+    );
+    let after = scene
+        .tailnet
+        .get("/calls")
+        .await
+        .to_string()
+        .matches("/keys\"")
+        .count();
+    assert_eq!(
+        after, keys,
+        "no key was made for a node that has an identity"
+    );
 
     // What is not healthy is not offered, and back when it is.
     lab.kubectl(["delete", "pod/hidden"]).await;
@@ -252,7 +294,9 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     .await;
     lab.eventually("Envoy answers that there is nobody", || async {
         let answer = gateway.get("eg.example.org", "/api/hidden/gone").await;
-        answer.is_err_and(|error| error.contains("503")).then_some(())
+        answer
+            .is_err_and(|error| error.contains("503"))
+            .then_some(())
     })
     .await;
     lab.apply(&web("hidden", None)).await;
@@ -306,8 +350,13 @@ async fn devices_of_the_tailnet_become_endpoints() {
     let lab = scene.lab;
     lab.apply(&(scene.class("hidden") + &tailnet(&scene))).await;
     lab.apply(&web("hidden", None)).await;
-    lab.apply(hidden("/health").split("---\napiVersion: gateway.tailscale.com").next().unwrap())
-        .await;
+    lab.apply(
+        hidden("/health")
+            .split("---\napiVersion: gateway.tailscale.com")
+            .next()
+            .unwrap(),
+    )
+    .await;
     scene.programmed("default", "hidden").await;
     let found = |patterns: &str| {
         format!(
@@ -332,9 +381,24 @@ spec:
             (status.len() == 1).then(|| status[0].clone())
         })
         .await;
-    let shown = ["name", "port", "protocol", "discoverySource", "healthStatus"];
+    let shown = [
+        "name",
+        "port",
+        "protocol",
+        "discoverySource",
+        "healthStatus",
+    ];
     let shown: Vec<_> = shown.iter().map(|field| status[*field].clone()).collect();
-    assert_eq!(shown, [json!("hidden"), json!(80), json!("HTTP"), json!("AutoDiscovery"), json!("Disabled")]);
+    assert_eq!(
+        shown,
+        [
+            json!("hidden"),
+            json!(80),
+            json!("HTTP"),
+            json!("AutoDiscovery"),
+            json!("Disabled")
+        ]
+    );
     lab.apply(&found("nothing")).await;
     lab.eventually("it is an endpoint no more", || async {
         let object = lab.object("default", "tailscaleendpoints/found").await?;

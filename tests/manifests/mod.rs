@@ -1,7 +1,7 @@
 //! What is installed and what the controller makes, as objects: `crds/`, `manifests/` and the
 //! workloads of Gateways. No cluster is needed to see that they fit together.
 
-mod install;
+pub mod install;
 mod restricted;
 mod workload;
 

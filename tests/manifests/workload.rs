@@ -181,11 +181,13 @@ fn a_pod_is_told_only_what_it_reads() {
 fn a_pod_may_use_its_own_state_and_nothing_else() {
     for (case, input) in cases() {
         let name = of_kind(&input, "StatefulSet")["metadata"]["name"].clone();
-        let secret = of_kind(&input, "Secret")["metadata"]["name"].clone();
+        let secrets = input.objects().into_iter();
+        let secrets = secrets.filter(|made| made.resource.kind == "Secret");
+        let secrets: Vec<_> = secrets.map(|made| made.name).collect();
         let rules = json!([{
             "apiGroups": [""],
             "resources": ["secrets"],
-            "resourceNames": [secret],
+            "resourceNames": secrets,
             "verbs": ["get", "update", "patch"],
         }]);
         assert_eq!(of_kind(&input, "Role")["rules"], rules, "{case}");

@@ -35,7 +35,7 @@ use std::{
 const LONGEST: usize = 253;
 
 /// All objects that there should be, as they are applied.
-pub(super) fn desired(world: &World) -> BTreeMap<Key, Value> {
+pub fn desired(world: &World) -> BTreeMap<Key, Value> {
     let mut objects = sets(world);
     objects.extend(backends(world));
     objects

@@ -39,6 +39,7 @@ struct Served {
 #[serde(default)]
 struct Skipped {
     service: String,
+    source: String,
     reason: String,
 }
 
@@ -333,22 +334,14 @@ impl Case<'_> {
             )];
         }
         let source = self.name.to_string();
-        let mine: BTreeMap<&str, &str> = set
-            .spec
-            .services
-            .iter()
-            .filter(|service| service.source == source)
-            .map(|service| (service.route.as_str(), service.name.as_str()))
-            .collect();
         let skipped = served.skipped.iter();
-        let skipped = skipped.filter_map(|skipped| {
-            let name = mine.get(skipped.service.as_str())?;
-            Some(format!(
-                "Gateway {gateway}: {name} is left out: {}",
-                skipped.reason
-            ))
-        });
-        skipped.collect()
+        let mine = skipped.filter(|skipped| skipped.source == source);
+        let told = mine.map(
+            |Skipped {
+                 service, reason, ..
+             }| { format!("Gateway {gateway}: {service} is left out: {reason}") },
+        );
+        told.collect()
     }
 
     fn conflicted(&self) -> Option<Condition> {

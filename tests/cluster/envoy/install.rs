@@ -56,13 +56,23 @@ async fn install_once(lab: &Lab) {
     let rendered = rendered();
     lab.apply(&rendered).await;
     for (namespace, deployment) in [
-        ("tailscale-gateway-system", "tailscale-gateway-extension-server"),
+        (
+            "tailscale-gateway-system",
+            "tailscale-gateway-extension-server",
+        ),
         (NAMESPACE, "envoy-gateway"),
     ] {
         let timeout = format!("--timeout={}s", DEADLINE.as_secs());
         let deployment = format!("deployment/{deployment}");
-        lab.kubectl(["rollout", "status", &deployment, "--namespace", namespace, &timeout])
-            .await;
+        lab.kubectl([
+            "rollout",
+            "status",
+            &deployment,
+            "--namespace",
+            namespace,
+            &timeout,
+        ])
+        .await;
     }
 }
 
@@ -71,7 +81,11 @@ fn rendered() -> String {
     let helm = helm().expect("there is no Helm: `make helm` builds it");
     let directory = tempfile::tempdir().unwrap();
     let chart = directory.path().join("chart");
-    let copied = Command::new("cp").arg("-r").arg(programs().join("chart")).arg(&chart).status();
+    let copied = Command::new("cp")
+        .arg("-r")
+        .arg(programs().join("chart"))
+        .arg(&chart)
+        .status();
     assert!(copied.unwrap().success());
     let values = fs::read_to_string(chart.join("values.tmpl.yaml")).unwrap();
     let values = values
@@ -152,7 +166,10 @@ fn pack(program: &Path, image: &str, archive: &Path) {
     fs::create_dir_all(root.path().join("tmp")).unwrap();
     let authorities = Path::new("/etc/ssl/certs/ca-certificates.crt");
     place(authorities, authorities);
-    let opened = Command::new("chmod").args(["-R", "a+rX"]).arg(root.path()).status();
+    let opened = Command::new("chmod")
+        .args(["-R", "a+rX"])
+        .arg(root.path())
+        .status();
     assert!(opened.unwrap().success());
     let packed = Command::new("manifests/image/archive.sh")
         .args(["--plain", "--user", "65532", image])
@@ -192,7 +209,10 @@ impl EnvoyGateway<'_> {
     /// The body of an answer with status 200, or what came instead.
     pub async fn get(&self, host: &str, path: &str) -> Result<String, String> {
         let (namespace, service) = self.service().await;
-        let object = self.lab().object(&namespace, &format!("service/{service}")).await;
+        let object = self
+            .lab()
+            .object(&namespace, &format!("service/{service}"))
+            .await;
         let address = object.unwrap()["spec"]["clusterIP"].clone();
         let address = format!("{}:80", address.as_str().unwrap());
         let address = address.parse().unwrap();
