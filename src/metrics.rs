@@ -2,6 +2,7 @@
 
 mod controller;
 mod discovery;
+mod health;
 mod http;
 mod udp;
 
@@ -95,6 +96,7 @@ struct Inner {
     discovery: discovery::Families,
     controller: controller::Families,
     http: http::Families,
+    health: health::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -181,6 +183,7 @@ impl Default for Metrics {
             discovery: discovery::Families::new(),
             controller: controller::Families::new(),
             http: http::Families::new(),
+            health: health::Families::default(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -253,6 +256,7 @@ impl Default for Metrics {
         inner.discovery.register(&mut registry);
         inner.controller.register(&mut registry);
         inner.http.register(&mut registry);
+        inner.health.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

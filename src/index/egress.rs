@@ -4,7 +4,7 @@
 //! Each endpoint has a port of its own there, which stays while the endpoint has its name. What
 //! passes is bytes: TLS is between the client and the endpoint.
 
-use super::{Index, endpoints::Place, endpoints::Reading};
+use super::{Index, Key, Kind, endpoints::Place, endpoints::Reading};
 use crate::{
     api::endpoints::{ConnectionType, Egress, TailscaleEndpointsSpec},
     model::{
@@ -94,6 +94,13 @@ impl Index {
         let snapshot =
             snapshot.and_then(|(object, reading)| snapshot_of(name, &object.spec, reading));
         self.outcome.snapshots.settle(&subject(name), snapshot);
+        let wrong = reading.map(|reading| reading.messages());
+        let key = Key {
+            kind: Kind::Endpoints,
+            name: name.clone(),
+        };
+        let wrong = wrong.filter(|wrong| !wrong.is_empty());
+        self.outcome.statuses.unclaimed.settle(&key, wrong);
     }
 }
 
