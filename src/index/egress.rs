@@ -4,7 +4,7 @@
 //! Each endpoint has a port of its own there, which stays while the endpoint has its name. What
 //! passes is bytes: TLS is between the client and the endpoint.
 
-use super::{Index, endpoints::Place, endpoints::Reading};
+use super::{Index, Key, Kind, endpoints::Place, endpoints::Reading};
 use crate::{
     api::endpoints::{ConnectionType, Egress, TailscaleEndpointsSpec},
     model::{
@@ -98,6 +98,13 @@ impl Index {
         let health = object.map(|_| self.health_of(name));
         let health = health.filter(|health| !health.is_empty());
         self.outcome.health.settle(name, health);
+        let wrong = reading.map(|reading| reading.messages());
+        let key = Key {
+            kind: Kind::Endpoints,
+            name: name.clone(),
+        };
+        let wrong = wrong.filter(|wrong| !wrong.is_empty());
+        self.outcome.statuses.unclaimed.settle(&key, wrong);
     }
 
     /// Of the endpoints that are checked: good is what one of the pods can use.

@@ -381,6 +381,12 @@ impl Reading {
         places.map(|place| (place.name.as_str(), place)).collect()
     }
 
+    /// What is wrong with all, a line for each.
+    pub(super) fn messages(&self) -> Vec<String> {
+        let message = |wrong: &Wrong| format!("{}: {}", wrong.endpoint, wrong.finding.message);
+        self.wrong.iter().map(message).collect()
+    }
+
     /// What is wrong with one.
     pub fn wrong_with(&self, endpoint: &str) -> impl Iterator<Item = &Wrong> {
         let wrong = self.wrong.iter();

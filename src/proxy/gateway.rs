@@ -8,9 +8,10 @@ use crate::{
     drain::Drain,
     metrics::Metrics,
     model::{
-        CertificateReport, Issuance, NodeReport, Programmed, Snapshot, TailnetReport, TailnetState,
-        Unready,
+        CertificateReport, Issuance, NodeReport, Programmed, Role, Snapshot, TailnetReport,
+        TailnetState, Unready,
     },
+    net::{Network, pod::PodNetwork},
     tailnet::{Auth, Node, NodeConfig, Status},
 };
 use std::{
@@ -164,8 +165,20 @@ impl Serving {
     }
 
     async fn serve(&mut self, node: Node) {
+        let role = self.snapshots.borrow().role;
+        match role {
+            Role::Ingress => self.serve_on(node.clone(), node).await,
+            Role::Egress => {
+                self.settings.limits = self.settings.limits.clone().for_egress();
+                self.serve_on(PodNetwork::new(node.clone()), node).await;
+            }
+        }
+    }
+
+    /// Serves on a network, which is the node's own unless it is an egress.
+    async fn serve_on<N: Network>(&mut self, network: N, node: Node) {
         let mut proxy = Proxy::new(
-            node.clone(),
+            network,
             self.gateway.clone(),
             self.settings.limits.clone(),
             self.settings.metrics.clone(),
@@ -179,6 +192,7 @@ impl Serving {
         );
         let mut statuses = node.watch();
         let mut certificate = self.certificate.watch();
+        let mut health = proxy.health();
         let mut errors = Vec::new();
         let mut login = String::new();
         let mut applied = None;
@@ -200,7 +214,10 @@ impl Serving {
             if status.is_running() {
                 entry = Entry::Identity;
             }
-            let report = report_of(&snapshot, &status, entry, &state, &errors);
+            let report = NodeReport {
+                health: health.borrow_and_update().clone(),
+                ..report_of(&snapshot, &status, entry, &state, &errors)
+            };
             self.reports.send_if_modified(|current| {
                 let changed = *current != report;
                 *current = report;
@@ -209,6 +226,7 @@ impl Serving {
             let changed = tokio::select! {
                 changed = statuses.changed() => changed,
                 changed = certificate.changed() => changed,
+                changed = health.changed() => changed,
                 changed = self.snapshots.changed() => changed,
             };
             if changed.is_err() {
@@ -318,7 +336,7 @@ fn tailnet_report(snapshot: &Snapshot, status: &Status, entry: Entry) -> Tailnet
         (not_running(status, entry), waiting_for(status))
     } else if name.is_empty() || status.magic_dns_off {
         (TailnetState::MagicDnsDisabled, NO_NAME.into())
-    } else if status.is_renamed() {
+    } else if status.is_renamed() && snapshot.role == Role::Ingress {
         (
             TailnetState::NameTaken,
             format!(

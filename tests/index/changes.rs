@@ -300,10 +300,11 @@ fn route() -> impl Strategy<Value = Object> {
     let section = prop::option::of(select(vec!["l0", "l1"]));
     let parent = (name(), namespace(), kind, section);
     let port = seldom(vec![53], vec![80]);
-    let kind = seldom(
-        vec!["TailscaleEndpoints.gateway.tailscale.com", "Bucket."],
-        vec!["Service."],
-    );
+    let kind = prop_oneof![
+        1 => Just("Bucket."),
+        3 => Just("TailscaleEndpoints.gateway.tailscale.com"),
+        8 => Just("Service."),
+    ];
     let backend = (name(), namespace(), port, prop::option::of(0..3), kind);
     let parents = prop::collection::vec(parent, 0..3);
     let backends = prop::collection::vec(backend, 1..3);
@@ -673,10 +674,22 @@ fn foundation() -> Vec<Event> {
                 "metadata": metadata,
                 "spec": {"parentRefs": parents, "rules": rules},
             });
+            let kind = json!("TailscaleEndpoints");
+            let group = json!("gateway.tailscale.com");
+            let mut both = route.clone();
+            both["spec"]["rules"][0]["backendRefs"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"group": group, "kind": kind, "name": name, "port": 80}));
+            let endpoints = json!({
+                "metadata": metadata,
+                "spec": {"endpoints": [{"name": "web", "port": 80, "tailscaleFQDN": "web"}]},
+            });
             events.extend([
                 Event::Apply(Object::Service(object(service))),
                 Event::Apply(Object::TcpRoute(object(route.clone()))),
-                Event::Apply(Object::HttpRoute(object(route))),
+                Event::Apply(Object::HttpRoute(object(both))),
+                Event::Apply(Object::Endpoints(object(endpoints))),
             ]);
         }
     }
