@@ -1,4 +1,6 @@
 //! The extension server, by its own protocol and by Envoy's.
 
+mod bootstrap;
+mod golden;
 mod messages;
 mod serving;
