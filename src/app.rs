@@ -1,11 +1,13 @@
 //! The wiring of each verb, in the order in which things start.
 
 mod controller;
+mod extension;
 mod proxy;
 mod run;
 mod signals;
 
 pub use controller::{ControllerError, controller};
+pub use extension::{ExtensionError, extension};
 pub use proxy::{ProxyError, proxy};
 pub use run::{RunError, run};
 pub use signals::SignalError;

@@ -2,7 +2,11 @@
 
 use crate::{model::ObjectName, tailnet::is_tag};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Gateways on a tailnet.
 ///
@@ -27,6 +31,8 @@ pub enum Verb {
     Controller(Box<ControllerArguments>),
     /// Be the pod of one Gateway of a cluster; the controller makes these
     Proxy(Box<ProxyArguments>),
+    /// Give Envoy Gateway routes and clusters for TailscaleEndpoints: its extension server
+    Extension(Box<ExtensionArguments>),
 }
 
 #[derive(Args, Debug)]
@@ -213,6 +219,93 @@ pub struct ProxyArguments {
 }
 
 #[derive(Args, Debug)]
+pub struct ExtensionArguments {
+    /// Port that Envoy Gateway connects to
+    #[arg(long, env = "GRPC_PORT", default_value_t = 5005, value_name = "PORT")]
+    pub port: u16,
+    /// Address of that port
+    #[arg(
+        long,
+        env = "TAILWAY_EXTENSION_ADDRESS",
+        default_value = "0.0.0.0",
+        value_name = "IP"
+    )]
+    pub address: IpAddr,
+    /// A socket in the file system instead
+    #[arg(long, env = "TAILWAY_EXTENSION_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Certificate to speak TLS with, in PEM; read again when it changes
+    #[arg(
+        long,
+        env = "TAILWAY_EXTENSION_TLS_CERT",
+        requires = "tls_key",
+        conflicts_with = "socket",
+        value_name = "FILE"
+    )]
+    pub tls_cert: Option<PathBuf>,
+    /// Its private key, in PEM
+    #[arg(
+        long,
+        env = "TAILWAY_EXTENSION_TLS_KEY",
+        requires = "tls_cert",
+        value_name = "FILE"
+    )]
+    pub tls_key: Option<PathBuf>,
+    /// Authorities one of which must have signed the certificate of Envoy Gateway, in PEM
+    #[arg(
+        long,
+        env = "TAILWAY_EXTENSION_TLS_CLIENT_CA",
+        requires = "tls_cert",
+        value_name = "FILE"
+    )]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Largest request and answer: maxMessageSize of Envoy Gateway's configuration
+    #[arg(long, env = "TAILWAY_EXTENSION_MAX_MESSAGE", default_value = "1000M", value_parser = size, value_name = "SIZE")]
+    pub max_message: usize,
+    /// What a call may take; Envoy Gateway asks again after that
+    #[arg(long, env = "TAILWAY_EXTENSION_CALL_TIMEOUT", default_value = "1s", value_parser = duration, value_name = "DURATION")]
+    pub call_timeout: Duration,
+    /// Take services from the policies that Envoy Gateway sends alone; without, calls of the hook
+    /// VirtualHost are answered from all TailscaleEgressSets there are
+    #[arg(long, env = "TAILWAY_EXTENSION_POLICIES_ONLY")]
+    pub policies_only: bool,
+    /// YAML files or directories with TailscaleEgressSets, instead of an API server
+    #[arg(short, long = "file", num_args = 1.., value_name = "PATH")]
+    pub files: Vec<PathBuf>,
+    /// Whether TailscaleEgressSets are read from an API server [default: when there is a way to one]
+    #[arg(
+        long,
+        env = "TAILWAY_EXTENSION_KUBERNETES",
+        conflicts_with = "files",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub kubernetes: Option<bool>,
+    /// Name of this process in what it writes
+    #[arg(
+        long,
+        env = "POD_NAME",
+        default_value = "tailway-extension",
+        value_name = "NAME"
+    )]
+    pub pod_name: String,
+    /// Where Envoy has the certificates of the authorities that are believed by default
+    #[arg(
+        long,
+        env = "TAILWAY_EXTENSION_SYSTEM_CA",
+        default_value = "/etc/ssl/certs/ca-certificates.crt",
+        value_name = "FILE"
+    )]
+    pub system_ca: String,
+    /// Let targets be on Envoy's own host, such as 127.0.0.1
+    #[arg(long, env = "TAILWAY_EXTENSION_LOCAL_TARGETS")]
+    pub allow_local_targets: bool,
+    #[command(flatten)]
+    pub admin: AdminArguments,
+}
+
+#[derive(Args, Debug)]
 pub struct AdminArguments {
     /// Where /healthz, /readyz, /metrics, /config and /status are served
     #[arg(
@@ -359,6 +452,30 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "a duration is a whole number above 0 and ms, s, m or h".into())
 }
 
+/// Parses the sizes of Kubernetes: `4M` is 4,000,000 bytes, `4Mi` 4,194,304.
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let factor: usize = match unit {
+        "" => 1,
+        "k" => 1_000,
+        "M" => 1_000_000,
+        "G" => 1_000_000_000,
+        "Ki" => 1 << 10,
+        "Mi" => 1 << 20,
+        "Gi" => 1 << 30,
+        _ => {
+            return Err("a size is a whole number and k, M, G, Ki, Mi or Gi, such as 1000M".into());
+        }
+    };
+    number
+        .parse::<usize>()
+        .ok()
+        .and_then(|number| number.checked_mul(factor))
+        .filter(|&size| size > 0)
+        .ok_or_else(|| "a size is a whole number above 0 and perhaps a unit".into())
+}
+
 /// Parses `NAME=VALUE`.
 fn variable(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
@@ -409,6 +526,30 @@ mod tests {
             "99999999999999999999h",
         ] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_those_of_kubernetes() {
+        for (text, bytes) in [
+            ("1", 1),
+            ("4M", 4_000_000),
+            ("4Mi", 4 << 20),
+            ("1000M", 1_000_000_000),
+        ] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+        for wrong in [
+            "",
+            "0",
+            "M",
+            "-1M",
+            "1.5M",
+            "4m",
+            "4MB",
+            "99999999999999999999G",
+        ] {
+            assert!(size(wrong).is_err(), "{wrong:?}");
         }
     }
 

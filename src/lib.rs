@@ -15,6 +15,7 @@ pub mod check;
 pub mod controller;
 pub mod discovery;
 pub mod drain;
+pub mod extension;
 pub mod index;
 pub mod metrics;
 pub mod model;

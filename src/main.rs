@@ -23,6 +23,7 @@ fn main() -> ExitCode {
         Verb::Run(run) => block_on(app::run(*run)),
         Verb::Controller(controller) => block_on(app::controller(*controller)),
         Verb::Proxy(proxy) => block_on(app::proxy(*proxy)),
+        Verb::Extension(extension) => block_on(app::extension(*extension)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

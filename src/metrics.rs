@@ -2,10 +2,12 @@
 
 mod controller;
 mod discovery;
+mod extension;
 mod http;
 mod udp;
 
 pub use discovery::PodMeter;
+pub use extension::ExtensionCall;
 pub use http::{Ended, HttpLabels, HttpMeter, OpenRequest, WeakHttpMeter};
 pub use udp::{FlowMeter, UdpMetrics};
 
@@ -94,6 +96,7 @@ struct Inner {
     udp: udp::Families,
     discovery: discovery::Families,
     controller: controller::Families,
+    extension: extension::Families,
     http: http::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
@@ -180,6 +183,7 @@ impl Default for Metrics {
             udp: udp::Families::default(),
             discovery: discovery::Families::new(),
             controller: controller::Families::new(),
+            extension: extension::Families::new(),
             http: http::Families::new(),
             api_requests: Family::default(),
             live: Mutex::default(),
@@ -252,6 +256,7 @@ impl Default for Metrics {
         inner.udp.register(&mut registry);
         inner.discovery.register(&mut registry);
         inner.controller.register(&mut registry);
+        inner.extension.register(&mut registry);
         inner.http.register(&mut registry);
         registry.register(
             "tailscale_api_requests",

@@ -15,6 +15,7 @@ mod cluster;
 mod controller;
 mod discovery;
 mod envoy;
+mod extension;
 mod floors;
 mod golden;
 mod index;

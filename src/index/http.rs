@@ -467,7 +467,7 @@ fn retry(retry: &HttpRouteRulesRetry) -> Result<Retry, String> {
 const DEFAULT_BACKOFF: Duration = Duration::from_millis(25);
 
 /// A duration of the Gateway API (GEP-2257): numbers with the units h, m, s and ms.
-fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: write 10s, 1m30s or 250ms");
     let (mut total, mut rest) = (Duration::ZERO, text);
     if rest.is_empty() {

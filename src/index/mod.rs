@@ -42,6 +42,7 @@ mod services;
 mod snapshots;
 pub mod status;
 
+pub use http::duration;
 pub use objects::{Key, Kind};
 
 use crate::{

@@ -1,0 +1,175 @@
+//! Where Envoy Gateway connects: a port or a socket in the file system.
+
+use crate::drain::Drain;
+use std::{
+    convert::Infallible,
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::FileTypeExt,
+    path::{Path, PathBuf},
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, UnixListener},
+    sync::mpsc,
+    time::sleep,
+};
+use tonic::transport::server::Connected;
+
+/// A bound socket that takes no connections yet.
+#[derive(Debug)]
+pub enum Listener {
+    Tcp(TcpListener),
+    /// Its file is removed when this is dropped.
+    Unix(UnixListener, PathBuf),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    #[error("cannot serve Envoy Gateway at {address}: {error}; choose another GRPC_PORT")]
+    Tcp {
+        address: SocketAddr,
+        error: io::Error,
+    },
+    #[error("cannot serve Envoy Gateway at {}: {error}; choose another --socket", path.display())]
+    Unix { path: PathBuf, error: io::Error },
+}
+
+/// What a connection is read from and written to.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// A connection of whatever kind.
+pub(super) struct Connection(Box<dyn Stream>);
+
+impl Listener {
+    /// # Errors
+    /// When the address is taken or not this host's.
+    pub async fn tcp(address: SocketAddr) -> Result<Self, BindError> {
+        let bound = TcpListener::bind(address).await;
+        let bound = bound.map_err(|error| BindError::Tcp { address, error })?;
+        Ok(Self::Tcp(bound))
+    }
+
+    /// A socket that an earlier process left behind is replaced.
+    ///
+    /// # Errors
+    /// When the path is something else, or cannot be written.
+    pub fn unix(path: &Path) -> Result<Self, BindError> {
+        let bind = || {
+            match fs::symlink_metadata(path) {
+                Ok(there) if there.file_type().is_socket() => fs::remove_file(path)?,
+                Ok(_) => return Err(io::Error::other("there is something that is no socket")),
+                Err(_) => {}
+            }
+            UnixListener::bind(path)
+        };
+        match bind() {
+            Ok(listener) => Ok(Self::Unix(listener, path.into())),
+            Err(error) => Err(BindError::Unix {
+                path: path.into(),
+                error,
+            }),
+        }
+    }
+
+    /// Where it listens, for whoever chose port 0.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+
+    /// Takes connections until the drain stops.
+    pub(super) fn accept(self, drain: Drain) -> mpsc::Receiver<Result<Connection, Infallible>> {
+        let (sender, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = self.take(&sender) => {}
+                () = drain.stopping() => {}
+            }
+        });
+        receiver
+    }
+
+    async fn take(&self, sender: &mpsc::Sender<Result<Connection, Infallible>>) {
+        while !sender.is_closed() {
+            match self.next().await {
+                Ok(connection) => {
+                    // A server that ended takes no more.
+                    let _ = sender.send(Ok(connection)).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the extension server cannot accept");
+                    // Out of file descriptors, most likely: trying again at once would spin.
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn next(&self) -> io::Result<Connection> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                // Small messages are answered one by one.
+                let _ = stream.set_nodelay(true);
+                Ok(Connection(Box::new(stream)))
+            }
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Connection(Box::new(stream)))
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            // It may have been replaced or removed already.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+// === impl Connection ===
+
+impl Connected for Connection {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
