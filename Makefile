@@ -13,8 +13,10 @@ PROFILE ?= release
 # Docker without its daemon or without BuildKit is none.
 BUILDER ?= $(shell docker buildx inspect >/dev/null 2>&1 && echo docker || command -v podman || command -v buildah)
 LAB := tests/cluster/lab
+ENVOY_LAB := tests/envoy/lab
+HOOKS := benches/hooks
 
-.PHONY: build cluster demo helm image image-archive image-built lab-build test test-go test-rust lint gen bench bench-index bench-traffic localtailnet release
+.PHONY: build cluster demo envoy helm image image-archive image-built lab-build test test-go test-rust lint gen bench bench-hooks bench-index bench-traffic localtailnet release
 
 build: ## tailway for development
 	$(CARGO) build
@@ -50,15 +52,22 @@ cluster: localtailnet lab-build ## on a real Kubernetes, in namespaces of its ow
 	$(LAB)/require.sh run
 	$(CARGO) test --test tests -- --ignored --test-threads=1 $(or $(TESTS),cluster::)
 
-lab-build: ## etcd, Kubernetes and cluster DNS for `make cluster`; ten minutes once
+lab-build: ## etcd, Kubernetes, cluster DNS and Envoy Gateway for `make cluster`; twenty minutes once
 	$(LAB)/build.sh
+	$(ENVOY_LAB)/build.sh
+
+envoy: ## with real Envoy Gateway and real Envoy, in namespaces of its own; as root; TESTS names some; a quarter of an hour once
+	$(ENVOY_LAB)/require.sh run
+	lab=$$($(ENVOY_LAB)/build.sh) && TAILWAY_ENVOY=$$lab/envoy \
+		$(CARGO) test --test tests -- --ignored --test-threads=1 $(or $(TESTS),envoy::)
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(TOOLS)/bin/cargo-deny --log-level error check bans licenses sources
-	test -z "$$(gofmt -l $(LIBTAILSCALE) $(LAB))"
+	test -z "$$(gofmt -l $(LIBTAILSCALE) $(LAB) $(HOOKS))"
 	cd $(LIBTAILSCALE) && $(GO) vet -tags netgo,osusergo ./...
+	cd $(HOOKS) && $(GO) vet ./...
 
 $(TOOLS)/bin/cargo-deny:
 	$(CARGO) install --locked --root $(TOOLS) cargo-deny
@@ -74,10 +83,14 @@ gen: helm ## bindings of tailscale.h, types of the Gateway API, CRDs, install.ya
 	UPDATE_GOLDEN=1 $(CARGO) test --test tests manifests::the_crds
 	manifests/gen.sh
 
-bench: bench-index bench-traffic ## what tailway costs: its index at scale, and its traffic
+bench: bench-index bench-hooks bench-traffic ## what tailway costs: its index at scale, its answers to Envoy Gateway, and its traffic
 
 bench-index: ## a thousand Gateways: what one change costs, beside working out all anew
 	$(CARGO) bench --bench index
+
+bench-hooks: release ## calls of Envoy Gateway at 1,000 routes, beside a minimal extension server in Go
+	cd $(HOOKS) && $(GO) build -trimpath -buildvcs=false -o $(TARGET)/hooks .
+	$(TARGET)/hooks -tailway $(TARGET)/release/tailway $(BENCH_HOOKS)
 
 bench-traffic: release localtailnet ## tailway against Go peers on the same machine, as ratios
 	cd $(LIBTAILSCALE) && $(GO) build $(GO_BUILD) -o $(TARGET)/bench ./cmd/bench

@@ -14,6 +14,7 @@
 mod cluster;
 mod controller;
 mod discovery;
+mod envoy;
 mod extension;
 mod floors;
 mod golden;
