@@ -2,5 +2,6 @@
 
 mod bootstrap;
 mod golden;
+mod hooks;
 mod messages;
 mod serving;
