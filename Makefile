@@ -52,8 +52,9 @@ cluster: localtailnet lab-build ## on a real Kubernetes, in namespaces of its ow
 	$(LAB)/require.sh run
 	$(CARGO) test --test tests -- --ignored --test-threads=1 $(or $(TESTS),cluster::)
 
-lab-build: ## etcd, Kubernetes and cluster DNS for `make cluster`; ten minutes once
+lab-build: ## etcd, Kubernetes, cluster DNS and Envoy Gateway for `make cluster`; twenty minutes once
 	$(LAB)/build.sh
+	$(ENVOY_LAB)/build.sh
 
 envoy: ## with real Envoy Gateway and real Envoy, in namespaces of its own; as root; TESTS names some; a quarter of an hour once
 	$(ENVOY_LAB)/require.sh run

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes manifests/install.yaml and manifests/uninstall.yaml from the chart. Called by `make gen`.
+# Makes manifests/install.yaml, manifests/uninstall.yaml and manifests/envoy-gateway/extension.yaml
+# from the chart. Called by `make gen`.
 # `gen.sh DIRECTORY` writes them there instead. HELM names another helm than that of `make helm`.
 set -euo pipefail
 
@@ -28,3 +29,10 @@ render() {
   echo "# Generated from manifests/chart by \`make gen\`."
   render --show-only templates/cleanup.yaml
 } >"$out/uninstall.yaml"
+
+mkdir -p "$out/envoy-gateway"
+{
+  echo "# The extension server of Envoy Gateway, beside install.yaml: docs/envoy-gateway.md."
+  echo "# Generated from manifests/chart by \`make gen\`."
+  render --show-only templates/extension.yaml --set extension.enabled=true
+} >"$out/envoy-gateway/extension.yaml"

@@ -143,6 +143,14 @@ pub struct ControllerArguments {
     /// Control server of classes that name none
     #[arg(long, env = "TS_CONTROL_URL", value_name = "URL")]
     pub control_url: Option<String>,
+    /// Domain of the names of Services
+    #[arg(
+        long,
+        env = "TAILWAY_CLUSTER_DOMAIN",
+        default_value = "cluster.local",
+        value_name = "DOMAIN"
+    )]
+    pub cluster_domain: String,
     /// How long the removal of a Gateway waits for a Tailscale API that is away
     #[arg(long, env = "TAILWAY_REMOVAL_PATIENCE", default_value = "10m", value_parser = duration, value_name = "DURATION")]
     pub removal_patience: Duration,

@@ -3,6 +3,7 @@
 mod controller;
 mod discovery;
 mod extension;
+mod health;
 mod http;
 mod udp;
 
@@ -98,6 +99,7 @@ struct Inner {
     controller: controller::Families,
     extension: extension::Families,
     http: http::Families,
+    health: health::Families,
     api_requests: Family<ApiLabels, Counter>,
     live: Mutex<Live>,
 }
@@ -185,6 +187,7 @@ impl Default for Metrics {
             controller: controller::Families::new(),
             extension: extension::Families::new(),
             http: http::Families::new(),
+            health: health::Families::default(),
             api_requests: Family::default(),
             live: Mutex::default(),
             registry: Registry::default(),
@@ -258,6 +261,7 @@ impl Default for Metrics {
         inner.controller.register(&mut registry);
         inner.extension.register(&mut registry);
         inner.http.register(&mut registry);
+        inner.health.register(&mut registry);
         registry.register(
             "tailscale_api_requests",
             "Requests to Tailscale's API, by operation and status code; none is no answer",

@@ -5,11 +5,15 @@
 //! as a stream or splices it to a backend, whichever the network does best.
 
 pub mod host;
+mod outbound;
 mod packets;
+pub mod pod;
 pub mod relay;
 pub mod tailnet;
 
-use crate::model::Identity;
+pub use outbound::Outbound;
+
+use crate::{model::Identity, tailnet::Node};
 use std::{
     fmt,
     future::Future,
@@ -18,10 +22,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// Source and destination of a connection or a datagram, as the network sees them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,6 +52,11 @@ pub trait Network: Clone + Send + Sync + 'static {
         &self,
         port: u16,
     ) -> impl Future<Output = Result<Self::Datagrams, BindError>> + Send;
+
+    /// The node by which those of a tailnet are reached; `None`: they are not.
+    fn node(&self) -> Option<&Node> {
+        None
+    }
 }
 
 /// Says whether a connection may come in. Must not block.
@@ -116,7 +122,7 @@ pub trait Accepted: Send + 'static {
     /// resets. Dropping the future resets both.
     fn splice(
         self,
-        backend: TcpStream,
+        backend: Outbound,
         options: SpliceOptions,
     ) -> impl Future<Output = Transfer> + Send;
 

@@ -118,6 +118,7 @@ fn outputs(case: &Path) -> BTreeMap<&'static str, String> {
     let Outcome {
         snapshots,
         statuses,
+        ..
     } = index.evaluate();
     let snapshots: String = snapshots
         .values()

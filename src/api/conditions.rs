@@ -24,6 +24,10 @@ pub const CLASS_REFUSALS: &[&str] = &[
     API_RATE_LIMITED,
 ];
 
+// TailscaleEndpoints
+/// Whether the tailnet could be asked what there is in it.
+pub const DISCOVERED: &str = "Discovered";
+
 // Gateway
 pub const LISTENERS_NOT_VALID: &str = "ListenersNotValid";
 pub const UNSUPPORTED_ADDRESS: &str = "UnsupportedAddress";

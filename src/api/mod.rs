@@ -8,6 +8,7 @@ pub mod upstream;
 #[allow(clippy::all, missing_docs, unreachable_pub, reason = "generated")]
 pub mod gateway_api;
 
+use endpoints::TailscaleEndpoints;
 use gateway_api::{
     backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
     grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
@@ -18,6 +19,7 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
 };
 use tailnets::TailscaleTailnet;
+use upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet};
 
 /// `spec.controllerName` of the GatewayClasses that are ours.
 pub const CONTROLLER: &str = "tailway.michaelbeaumont.github.io/controller";
@@ -49,6 +51,25 @@ pub const ACCESS_LOG_ANNOTATION: &str = "tailway.michaelbeaumont.github.io/acces
 /// Annotation of a TCPRoute or TLSRoute: the version of the PROXY protocol that backends speak.
 pub const PROXY_PROTOCOL_ANNOTATION: &str = "tailway.michaelbeaumont.github.io/proxy-protocol";
 
+/// Label of a Gateway of Envoy Gateway, and of a namespace: `"true"` has it get routes to endpoints,
+/// and lets all such Gateways have routes to the endpoints of the namespace.
+pub const EGRESS_LABEL: &str = "gateway.tailscale.com/egress";
+
+/// Annotation of a Gateway of Envoy Gateway: the path of a service, with `{service}` in it.
+pub const EGRESS_PATH_ANNOTATION: &str = "gateway.tailscale.com/egress-path";
+
+/// Annotation of a Gateway of Envoy Gateway: `"true"` has its translation made anew by
+/// [`REFRESHED_ANNOTATION`] when its routes change, for an Envoy Gateway that is not given
+/// TailscaleEgressSets.
+pub const EGRESS_REFRESH_ANNOTATION: &str = "gateway.tailscale.com/egress-refresh";
+
+/// Annotation of a Gateway, by the controller: the revision of its routes. Envoy Gateway reads those
+/// with this prefix.
+pub const REFRESHED_ANNOTATION: &str = "gateway.envoyproxy.io/tailscale-egress";
+
+/// Annotation of a TailscaleEgressSet: what the extension of Envoy Gateway served last, as JSON.
+pub const SERVED_ANNOTATION: &str = "gateway.tailscale.com/served";
+
 /// Key of a state Secret under which a pod tells how its node stands: JSON of
 /// [`NodeReport`](crate::model::NodeReport).
 pub const STATE_REPORT: &str = "report";
@@ -72,4 +93,7 @@ pub enum Object {
     ConfigMap(Box<ConfigMap>),
     Namespace(Box<Namespace>),
     Tailnet(Box<TailscaleTailnet>),
+    Endpoints(Box<TailscaleEndpoints>),
+    Backend(Box<TailscaleBackend>),
+    EgressSet(Box<TailscaleEgressSet>),
 }

@@ -9,8 +9,9 @@ use crate::{
     args::ControllerArguments,
     check,
     controller::{
-        AuthorityKeeper, Classes, Clients, Defaults, Engine, Events, Follower, Gateways,
-        GatewaysSettings, KeepError, Minter, Note, Owned, Site, World, Writer, unless_gone,
+        AuthorityKeeper, Classes, Clients, Defaults, Discoverer, EgressFollower, EgressOwned,
+        EgressSettings, Egresses, Engine, Envoy, Events, Follower, Gateways, GatewaysSettings,
+        KeepError, Minter, Note, Owned, Site, World, Writer, unless_gone,
     },
     discovery::{self, Publisher, Server, ServerIdentity, ServerSettings, TokenReviewer},
     drain::Drain,
@@ -84,6 +85,7 @@ struct Parts {
     client: Client,
     worlds: watch::Receiver<Arc<World>>,
     owned: watch::Receiver<Arc<Owned>>,
+    egress_owned: watch::Receiver<Arc<EgressOwned>>,
     notes: mpsc::Sender<Note>,
     clients: Arc<Clients>,
     defaults: Defaults,
@@ -106,6 +108,7 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     let metrics = Metrics::default();
     let (world, worlds) = watch::channel(Arc::<World>::default());
     let (owned_sender, owned) = watch::channel(Arc::<Owned>::default());
+    let (egress_sender, egress_owned) = watch::channel(Arc::<EgressOwned>::default());
     let (notes, notes_in) = mpsc::channel(NOTES);
     let parts = Parts {
         events: Events::new(client.clone(), arguments.pod_name.clone()),
@@ -119,6 +122,7 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         client,
         worlds,
         owned,
+        egress_owned,
         notes,
     };
     let view = View {
@@ -142,7 +146,11 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         watches.join_next().await;
         "a watch"
     });
-    let engine = Engine::new(arguments.namespace.clone(), metrics.clone());
+    let engine = Engine::new(
+        &arguments.namespace,
+        &arguments.cluster_domain,
+        metrics.clone(),
+    );
     tasks.spawn(async move {
         engine.run(changes, notes_in, world).await;
         "the index"
@@ -155,6 +163,15 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
     tasks.spawn(async move {
         follower.run(owned_sender).await;
         "the watch of the workloads"
+    });
+    let follower = EgressFollower::new(
+        parts.client.clone(),
+        arguments.namespace.clone(),
+        parts.notes.clone(),
+    );
+    tasks.spawn(async move {
+        follower.run(egress_sender).await;
+        "the watch of the egresses"
     });
     let drain = Drain::default();
     serve_snapshots(&arguments, &parts, listener, metrics, &drain, &mut tasks);
@@ -367,22 +384,35 @@ async fn end_deployment(
 
 /// What only one replica may do. Ends only when it cleans up.
 async fn write(arguments: &ControllerArguments, parts: &Parts) {
+    let site = Site {
+        namespace: arguments.namespace.clone(),
+        image: arguments.proxy_image.clone(),
+        image_pull_policy: arguments.proxy_image_pull_policy.clone(),
+        discovery: format!(
+            "https://{}:{}",
+            discovery_host(arguments),
+            arguments.discovery_addr.port()
+        ),
+        environment: arguments.proxy_env.iter().cloned().collect(),
+    };
     let settings = GatewaysSettings {
-        site: Site {
-            namespace: arguments.namespace.clone(),
-            image: arguments.proxy_image.clone(),
-            image_pull_policy: arguments.proxy_image_pull_policy.clone(),
-            discovery: format!(
-                "https://{}:{}",
-                discovery_host(arguments),
-                arguments.discovery_addr.port()
-            ),
-            environment: arguments.proxy_env.iter().cloned().collect(),
-        },
+        site: site.clone(),
         defaults: parts.defaults.clone(),
         removal_patience: arguments.removal_patience,
         cleanup: arguments.cleanup,
     };
+    let egresses = Egresses::new(
+        parts.client.clone(),
+        EgressSettings {
+            site,
+            defaults: parts.defaults.clone(),
+            removal_patience: arguments.removal_patience,
+            cleanup: arguments.cleanup,
+        },
+        Arc::clone(&parts.clients),
+        parts.events.clone(),
+        parts.metrics.clone(),
+    );
     let gateways = Gateways::new(
         parts.client.clone(),
         settings,
@@ -401,15 +431,27 @@ async fn write(arguments: &ControllerArguments, parts: &Parts) {
         parts.events.clone(),
         parts.metrics.clone(),
     );
+    let envoy = Envoy::new(parts.client.clone());
+    let discoverer = Discoverer::new(
+        parts.defaults.clone(),
+        Arc::clone(&parts.clients),
+        parts.notes.clone(),
+    );
     let (worlds, owned) = (parts.worlds.clone(), parts.owned.clone());
+    let egress_owned = parts.egress_owned.clone();
     if arguments.cleanup {
+        envoy.clean_up(worlds.clone()).await;
+        egresses.clean_up(worlds.clone(), egress_owned).await;
         gateways.clean_up(worlds.clone(), owned).await;
         return classes.release(worlds).await;
     }
     tokio::select! {
         never = gateways.run(worlds.clone(), owned.clone()) => match never {},
-        never = classes.run(worlds, owned) => match never {},
-        never = writer.run(parts.worlds.clone()) => match never {},
+        never = classes.run(worlds.clone(), owned) => match never {},
+        never = egresses.run(worlds.clone(), egress_owned) => match never {},
+        never = envoy.run(worlds.clone()) => match never {},
+        never = discoverer.run(worlds.clone()) => match never {},
+        never = writer.run(worlds.clone()) => match never {},
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     discovery::{ClientSettings, ClientTiming, KeyError, Received, Subscription, subscribe},
     drain::Drain,
     metrics::Metrics,
-    model::{NodeReport, Programmed, Snapshot, TailnetState},
+    model::{NodeReport, Programmed, Role, Snapshot, TailnetState},
     proxy::{Gateway, GatewaySettings, Limits, Schedule},
     tailnet::{self, Auth, NodeConfig, SecretStore, State, StoreError},
 };
@@ -209,7 +209,7 @@ impl Pod {
             control_url: engine.control_url.clone(),
             tcp_receive_buffer: engine.tcp_buffer,
             tcp_send_buffer: engine.tcp_buffer,
-            ..NodeConfig::new(snapshot.node.name.as_str(), state)
+            ..NodeConfig::new(node_name(&snapshot, &self.arguments.pod_name), state)
         };
         let gateway = Gateway::start(snapshot, config, self.settings.clone(), &self.drain);
         self.gateway = Some(gateway);
@@ -261,6 +261,18 @@ impl Pod {
         if let Some(gateway) = self.gateway.take() {
             gateway.end(self.arguments.limits.drain_timeout).await;
         }
+    }
+}
+
+/// The name of the pod's node. Those of an egress are several, and are told apart by the number that
+/// the pod has in its StatefulSet.
+fn node_name(snapshot: &Snapshot, pod: &str) -> String {
+    let name = snapshot.node.name.as_str();
+    let ordinal = pod.rsplit_once('-').map(|(_, ordinal)| ordinal);
+    let ordinal = ordinal.filter(|ordinal| ordinal.parse::<u16>().is_ok());
+    match (snapshot.role, ordinal) {
+        (Role::Egress, Some(ordinal)) => format!("{name}-{ordinal}"),
+        _ => name.to_owned(),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     drain::Drain,
     index::{Index, Outcome},
     metrics::Metrics,
-    model::{NodeReport, ObjectName, Port, Programmed, Snapshot},
+    model::{NodeReport, ObjectName, Port, Programmed, Role, Snapshot},
     proxy::{Gateway, GatewaySettings, Limits, Schedule},
     source::{self, LoadError, Loaded, WatchError},
     tailnet::{self, Auth, NodeConfig, Secret, State},
@@ -246,7 +246,12 @@ impl Runner {
         self.index.reset(loaded.objects);
         let outcome = self.evaluate();
         log_problems(&outcome);
-        if outcome.snapshots.is_empty() {
+        // An egress is for the pods of a cluster.
+        let gateways = || {
+            let snapshots = outcome.snapshots.iter();
+            snapshots.filter(|(_, snapshot)| snapshot.role == Role::Ingress)
+        };
+        if gateways().next().is_none() {
             tracing::warn!("the files hold no Gateway that can be served; see `tailway check`");
         }
         let gone: Vec<_> = self
@@ -264,7 +269,7 @@ impl Runner {
             .map(|(name, _)| name.clone())
             .collect();
         gone.into_iter().for_each(|name| self.retire(name));
-        for (name, snapshot) in &outcome.snapshots {
+        for (name, snapshot) in gateways() {
             let snapshot = Snapshot::clone(snapshot);
             match self.gateways.get(&**name) {
                 Some(Running::Up { gateway, .. }) => gateway.apply(snapshot),

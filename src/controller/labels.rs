@@ -15,6 +15,16 @@ pub(super) const CLASS_LABEL: &str = "gateway.networking.k8s.io/gateway-class-na
 pub(super) const GATEWAY_NAME: &str = "tailway.michaelbeaumont.github.io/gateway-name";
 pub(super) const GATEWAY_NAMESPACE: &str = "tailway.michaelbeaumont.github.io/gateway-namespace";
 
+/// Annotations: the TailscaleEndpoints that an object was made for, and the TailscaleTailnet.
+pub(super) const ENDPOINTS_NAME: &str = "tailway.michaelbeaumont.github.io/endpoints-name";
+pub(super) const ENDPOINTS_NAMESPACE: &str =
+    "tailway.michaelbeaumont.github.io/endpoints-namespace";
+pub(super) const TAILNET: &str = "tailway.michaelbeaumont.github.io/tailnet";
+pub(super) const ENDPOINTS_LABEL: &str = "gateway.tailscale.com/endpoints";
+
+pub(super) const COMPONENT: &str = "app.kubernetes.io/component";
+pub(super) const EGRESS: &str = "egress";
+
 pub(super) const GATEWAY_CLASS: &str = "tailway.michaelbeaumont.github.io/gateway-class";
 
 /// Annotation of a StatefulSet and of a state Secret: IDs of all nodes that the Gateway has had, with commas.

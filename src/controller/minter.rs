@@ -2,13 +2,18 @@
 
 use super::{
     classes::Clients,
+    egress::{client_name, tailnet_of},
     names::key_description,
-    parameters::{Defaults, parameters},
+    parameters::{Defaults, Parameters, parameters, tailnet_parameters},
     world::World,
 };
 use crate::{
-    api::CONTROLLER, discovery::KeyMinter, model::ObjectName, tailnet::Secret,
-    tailnet::api::KeyRequest,
+    api::CONTROLLER,
+    discovery::KeyMinter,
+    index::egress,
+    model::ObjectName,
+    tailnet::Secret,
+    tailnet::api::{ApiClient, KeyRequest},
 };
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -40,6 +45,51 @@ impl Minter {
 impl KeyMinter for Minter {
     async fn mint(&self, gateway: &ObjectName) -> Result<Secret, String> {
         let world = self.worlds.borrow().clone();
+        let (client, parameters) = match egress::object_of(gateway) {
+            None => self.of_gateway(gateway, &world)?,
+            Some((endpoints, _)) => self.of_egress(&endpoints, &world)?,
+        };
+        let request = KeyRequest {
+            tags: parameters.tags,
+            ephemeral: parameters.ephemeral,
+            expiry: parameters.key_lifetime,
+            description: key_description(gateway),
+        };
+        let key = client
+            .mint_key(&request)
+            .await
+            .map_err(|error| format!("no auth key: {error}"))?;
+        tracing::info!(%gateway, key = key.id, "auth key minted");
+        Ok(key.key)
+    }
+}
+
+impl Minter {
+    fn of_egress(
+        &self,
+        name: &ObjectName,
+        world: &World,
+    ) -> Result<(ApiClient, Parameters), String> {
+        let object = world
+            .subjects
+            .endpoints
+            .get(name)
+            .filter(|object| object.metadata.deletion_timestamp.is_none())
+            .ok_or_else(|| format!("there is no TailscaleEndpoints {name}"))?;
+        let tailnet = tailnet_of(object, world)?;
+        let parameters = tailnet_parameters(&tailnet, world, &self.defaults)?;
+        let client = self
+            .clients
+            .client(&client_name(&tailnet), &parameters)
+            .map_err(|error| format!("TailscaleTailnet {tailnet}: {error}"))?;
+        Ok((client, parameters))
+    }
+
+    fn of_gateway(
+        &self,
+        gateway: &ObjectName,
+        world: &World,
+    ) -> Result<(ApiClient, Parameters), String> {
         let object = world
             .subjects
             .gateways
@@ -53,23 +103,12 @@ impl KeyMinter for Minter {
             .get(&ObjectName::new("", name))
             .filter(|class| class.spec.controller_name == CONTROLLER)
             .ok_or_else(|| format!("there is no GatewayClass {name} of tailway's"))?;
-        let parameters = parameters(class, &world, &self.defaults)
+        let parameters = parameters(class, world, &self.defaults)
             .map_err(|error| format!("GatewayClass {name}: {error}"))?;
         let client = self
             .clients
             .client(name, &parameters)
             .map_err(|error| format!("GatewayClass {name}: {error}"))?;
-        let request = KeyRequest {
-            tags: parameters.tags,
-            ephemeral: parameters.ephemeral,
-            expiry: parameters.key_lifetime,
-            description: key_description(gateway),
-        };
-        let key = client
-            .mint_key(&request)
-            .await
-            .map_err(|error| format!("no auth key: {error}"))?;
-        tracing::info!(%gateway, key = key.id, "auth key minted");
-        Ok(key.key)
+        Ok((client, parameters))
     }
 }

@@ -4,11 +4,17 @@
 //!   source::watch_cluster ─→ Engine (index) ─→ World ─┬─→ discovery (every replica)
 //!                              ↑   ↑                  ├─→ Writer: statuses      ┐
 //!   reports of the pods ───────┘   │                  ├─→ Gateways: workloads   │ lease holder
-//!   verdicts on credentials ───────┴──────────────────┴─→ Classes: credentials  ┘
+//!   verdicts on credentials ───────┤                  ├─→ Classes: credentials  │
+//!   what tailnets have ────────────┘                  ├─→ Egresses: workloads   │
+//!                                                     ├─→ Envoy: its objects    │
+//!                                                     └─→ Discoverer            ┘
 //! ```
 
 mod authority;
 mod classes;
+mod discovered;
+mod egress;
+mod envoy;
 mod events;
 mod gateways;
 mod inquiry;
@@ -28,6 +34,9 @@ mod writer;
 
 pub use authority::{AuthorityKeeper, KeepError};
 pub use classes::{Classes, Clients};
+pub use discovered::{Discovered, Discoverer};
+pub use egress::{EgressFollower, EgressOwned, EgressSettings, Egresses};
+pub use envoy::{Envoy, desired as egress_objects};
 pub use events::{Events, Weight};
 pub use gateways::{FINALIZER, Gateways, GatewaysSettings};
 pub use minter::Minter;
@@ -36,6 +45,6 @@ pub use owned::{Follower, Owned};
 pub use parameters::Defaults;
 pub use requests::unless_gone;
 pub use status::{FEATURES, News, StatusWrite, changed, plan};
-pub use workload::{AUTHORITY, Made, Site, WorkloadInput};
-pub use world::{Engine, Note, Values, World};
+pub use workload::{AUTHORITY, Egress, EgressPort, Made, Site, WorkloadInput};
+pub use world::{EgressState, Engine, Note, Values, World};
 pub use writer::{FIELD_MANAGER, Writer};

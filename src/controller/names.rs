@@ -1,6 +1,6 @@
 //! Names of what is made for a Gateway.
 
-use crate::model::ObjectName;
+use crate::{index::egress, model::ObjectName};
 use std::fmt::Write;
 
 /// Longest name: a StatefulSet's pods carry it with `-0` and, in a label, with a dash and a hash of
@@ -11,12 +11,16 @@ const LONGEST: usize = 52;
 const DIGITS: usize = 8;
 
 /// The name of a Gateway's workload: `<name>-<namespace>`, as its node is called by default. With
-/// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label.
-pub fn workload_name(gateway: &ObjectName) -> String {
-    let ObjectName { namespace, name } = gateway;
-    let plain = format!("{name}-{namespace}");
+/// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label. That of an
+/// egress is `<name>-egress-<namespace>-<hash>`.
+pub fn workload_name(subject: &ObjectName) -> String {
+    let ObjectName { namespace, name } = subject;
+    let plain = match egress::object_of(subject) {
+        Some((object, _)) => format!("{}-egress-{namespace}", object.name),
+        None => format!("{name}-{namespace}"),
+    };
     let is_plain = plain.len() <= LONGEST
-        && !name.contains('-')
+        && !name.contains(['-', '/'])
         && !namespace.contains('-')
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && is_label(&plain);
@@ -35,7 +39,7 @@ pub fn workload_name(gateway: &ObjectName) -> String {
         "" => "gateway",
         label => label,
     };
-    format!("{label}-{}", hash(&gateway.to_string()))
+    format!("{label}-{}", hash(&subject.to_string()))
 }
 
 /// A label value (at most 63 letters, digits, `-`, `_` and `.`, letters or digits at both ends)

@@ -405,12 +405,16 @@ impl Workload {
 
 impl Set {
     fn put(set: &StatefulSet, workload: &mut Workload) {
-        workload.stateful_set = Some(Self {
+        workload.stateful_set = Some(Self::of(set));
+    }
+
+    pub(super) fn of(set: &StatefulSet) -> Self {
+        Self {
             name: set.name_any(),
             uid: set.uid().unwrap_or_default(),
             generation: set.metadata.generation.unwrap_or(0),
             annotations: set.annotations().clone(),
-        });
+        }
     }
 }
 
@@ -446,21 +450,25 @@ const NOT_READY: &str = "it runs, and is not ready yet";
 
 impl PodState {
     fn put(pod: &Pod, workload: &mut Workload) {
-        let ready = conditions(pod).any(|(kind, status, _)| kind == "Ready" && status == "True");
-        let status = pod.status.as_ref();
-        let mut state = Self {
-            ready,
-            ending: pod.metadata.deletion_timestamp.is_some(),
-            problem: if ready { String::new() } else { problem(pod) },
-            says: String::new(),
-            address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
-        };
+        let mut state = Self::of(pod);
         let name = pod.name_any();
         let before = workload.pods.remove(&name);
         if let Some(before) = before.filter(|_| state.problem == NOT_READY) {
             state.says = before.says;
         }
         workload.pods.insert(name, state);
+    }
+
+    pub(super) fn of(pod: &Pod) -> Self {
+        let ready = conditions(pod).any(|(kind, status, _)| kind == "Ready" && status == "True");
+        let status = pod.status.as_ref();
+        Self {
+            ready,
+            ending: pod.metadata.deletion_timestamp.is_some(),
+            problem: if ready { String::new() } else { problem(pod) },
+            says: String::new(),
+            address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
+        }
     }
 }
 

@@ -87,14 +87,41 @@ pub(super) fn parameters(
     if let Some(tags) = annotations.and_then(|annotations| annotations.get(TAGS)) {
         parameters.tags = tags.split(',').map(|tag| tag.trim().to_owned()).collect();
     }
-    check_tags(&parameters.tags)?;
-    if parameters.api_url.is_none() {
-        parameters.api_url.clone_from(&defaults.api_url);
+    parameters.complete(defaults)
+}
+
+/// Reads what a TailscaleTailnet says, for what joins it without a class.
+///
+/// # Errors
+/// What is wrong with it, and what to do.
+pub(super) fn tailnet_parameters(
+    name: &str,
+    world: &World,
+    defaults: &Defaults,
+) -> Result<Parameters, String> {
+    let reference = GatewayClassParametersRef {
+        group: TAILWAY_GROUP.into(),
+        kind: "TailscaleTailnet".into(),
+        name: name.into(),
+        namespace: None,
+    };
+    of_tailnet(&reference, world, &defaults.namespace)?.complete(defaults)
+}
+
+// === impl Parameters ===
+
+impl Parameters {
+    fn complete(mut self, defaults: &Defaults) -> Result<Self, String> {
+        let parameters = &mut self;
+        check_tags(&parameters.tags)?;
+        if parameters.api_url.is_none() {
+            parameters.api_url.clone_from(&defaults.api_url);
+        }
+        if parameters.control_url.is_none() {
+            parameters.control_url.clone_from(&defaults.control_url);
+        }
+        Ok(self)
     }
-    if parameters.control_url.is_none() {
-        parameters.control_url.clone_from(&defaults.control_url);
-    }
-    Ok(parameters)
 }
 
 fn of_secret(

@@ -1,6 +1,6 @@
 //! Statuses as the API server is to have them: ours put into what is there.
 
-use super::world::World;
+use super::{envoy, world::World};
 use crate::{
     api::{CONTROLLER, conditions as c},
     index::{
@@ -117,6 +117,13 @@ const PARENT_CONDITIONS: &[&str] = &[
 ];
 
 const SET_CONDITIONS: &[&str] = &[c::ACCEPTED, c::PROGRAMMED];
+const ENDPOINTS_CONDITIONS: &[&str] = &[
+    c::ACCEPTED,
+    c::RESOLVED_REFS,
+    c::PROGRAMMED,
+    c::CONFLICTED,
+    c::DISCOVERED,
+];
 const POLICY_CONDITIONS: &[&str] = &[c::ACCEPTED, c::RESOLVED_REFS];
 
 /// Entries that `status.ancestors` can have, those of others too (Gateway API `PolicyStatus`).
@@ -181,7 +188,9 @@ pub fn changed(world: &World, before: &World) -> BTreeSet<Key> {
         names.into_iter().map(key)
     });
     let routes = now.routes.differences(&then.routes);
-    routes.into_iter().cloned().chain(keys).collect()
+    let mut changed: BTreeSet<Key> = routes.into_iter().cloned().chain(keys).collect();
+    changed.extend(envoy::changed(world, before));
+    changed
 }
 
 /// The statuses of these objects that are not as they should be. `now` is when conditions that
@@ -198,6 +207,8 @@ pub fn plan(world: &World, objects: &BTreeSet<Key>, now: Timestamp) -> Vec<Statu
         Kind::UdpRoute => of_route(world, key, &world.subjects.udp_routes, |r| &r.status, &now),
         Kind::ListenerSet => of_listener_set(world, key, &now),
         Kind::BackendTlsPolicy => of_policy(world, key, &now),
+        Kind::Endpoints => of_endpoints(world, key, &now),
+        Kind::Backend => of_backend(world, key, &now),
         _ => None,
     };
     objects.iter().filter_map(plan).collect()
@@ -258,6 +269,24 @@ fn of_policy(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
     let live = value(&policy.status);
     let desired = policy_status(status.map(|status| &**status), &live, now);
     write(key, &**policy, &live, desired, &[])
+}
+
+fn of_endpoints(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let object = world.subjects.endpoints.get(&key.name)?;
+    let (conditions, mut desired) = envoy::of_endpoints(world, &key.name)?;
+    let live = value(&object.status);
+    let ours = merged(&live["conditions"], &conditions, ENDPOINTS_CONDITIONS, now);
+    desired.insert("conditions".into(), ours);
+    write(key, &**object, &live, desired, &conditions)
+}
+
+fn of_backend(world: &World, key: &Key, now: &str) -> Option<StatusWrite> {
+    let object = world.subjects.backends.get(&key.name)?;
+    let conditions = [envoy::of_backend(world, &key.name)?];
+    let live = value(&object.status);
+    let ours = merged(&live["conditions"], &conditions, &[c::ACCEPTED], now);
+    let desired = Map::from_iter([("conditions".into(), ours)]);
+    write(key, &**object, &live, desired, &conditions)
 }
 
 fn write<K>(

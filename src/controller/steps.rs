@@ -172,9 +172,10 @@ impl<'a> Case<'a> {
         let labels = infrastructure.and_then(|i| i.labels.clone());
         let annotations = infrastructure.and_then(|i| i.annotations.clone());
         WorkloadInput {
-            gateway: self.name.clone(),
+            subject: self.name.clone(),
             class: class.name_any(),
             hostname: hostname.into(),
+            egress: None,
             labels: labels.unwrap_or_default(),
             annotations: annotations.unwrap_or_default(),
             proxy: parameters.proxy.clone(),

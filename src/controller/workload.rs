@@ -1,10 +1,15 @@
-//! What is made for a Gateway: a pure function of what is known of it.
+//! What is made for a Gateway, or for an egress: a pure function of what is known of it.
 
 use super::{
     labels,
     names::{label_value, workload_name},
 };
-use crate::{api::tailnets::ProxySettings, discovery::AUDIENCE, model::ObjectName};
+use crate::{
+    api::tailnets::ProxySettings,
+    discovery::AUDIENCE,
+    index::egress,
+    model::{ObjectName, Transport},
+};
 use k8s_openapi::{
     api::core::v1::ResourceRequirements, apimachinery::pkg::api::resource::Quantity,
 };
@@ -15,11 +20,14 @@ use std::collections::BTreeMap;
 /// All that a workload depends on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct WorkloadInput {
-    pub gateway: ObjectName,
-    /// Name of its GatewayClass.
+    /// The Gateway, or the [egress](crate::index::egress::subject) of a TailscaleEndpoints.
+    pub subject: ObjectName,
+    /// Name of its GatewayClass, or of its TailscaleTailnet.
     pub class: String,
     /// The host name that its node asks for.
     pub hostname: String,
+    /// `None`: it is a Gateway's.
+    pub egress: Option<Egress>,
     /// `spec.infrastructure` of the Gateway.
     pub labels: BTreeMap<String, String>,
     pub annotations: BTreeMap<String, String>,
@@ -27,6 +35,24 @@ pub struct WorkloadInput {
     pub control_url: Option<String>,
     pub ephemeral: bool,
     pub site: Site,
+}
+
+/// What an egress has that a Gateway has not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Egress {
+    /// Each is a node of its own, with a state of its own.
+    pub replicas: u16,
+    /// Of the Service, and of the pods; in order of name.
+    pub ports: Vec<EgressPort>,
+}
+
+/// Where an endpoint is reached within the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressPort {
+    /// Of the endpoint.
+    pub name: String,
+    pub number: u16,
+    pub transport: Transport,
 }
 
 /// Where tailway runs.
@@ -102,20 +128,23 @@ pub(super) fn state_secret(workload: &str) -> String {
 impl WorkloadInput {
     /// The objects, those that others need first. The same input gives the same bytes.
     pub fn objects(&self) -> Vec<Made> {
-        let name = workload_name(&self.gateway);
+        let name = self.name();
         let [set, budget, service, binding, role, account, secret] = kinds();
-        let mut made = vec![
-            self.made(
-                &account,
-                &name,
-                json!({ "automountServiceAccountToken": false }),
-            ),
-            // Its values are the pod's: an apply must not name them.
-            self.made(&secret, &state_secret(&name), json!({})),
-            self.made(&role, &name, role_rules(&name)),
-            self.made(&binding, &name, self.binding(&name)),
-            self.made(&service, &name, service_spec(&name)),
-        ];
+        let secrets = self.state_secrets();
+        let mut made = vec![self.made(
+            &account,
+            &name,
+            json!({ "automountServiceAccountToken": false }),
+        )];
+        // Their values are the pods': an apply must not name them.
+        let names = secrets.iter();
+        made.extend(names.map(|name| self.made(&secret, name, json!({}))));
+        made.push(self.made(&role, &name, role_rules(&secrets)));
+        made.push(self.made(&binding, &name, self.binding(&name)));
+        made.push(match &self.egress {
+            None => self.made(&service, &name, service_spec(&name)),
+            Some(egress) => self.made(&service, &name, egress.service_spec(&name)),
+        });
         if self.proxy.disruption_budget {
             let spec = json!({ "spec": {
                 "maxUnavailable": 0,
@@ -125,6 +154,23 @@ impl WorkloadInput {
         }
         made.push(self.made(&set, &name, self.stateful_set(&name)));
         made
+    }
+
+    /// Of all that is made, but for the Secrets.
+    pub fn name(&self) -> String {
+        workload_name(&self.subject)
+    }
+
+    /// The names of the Secrets that hold the state of its pods.
+    pub(super) fn state_secrets(&self) -> Vec<String> {
+        let name = self.name();
+        match &self.egress {
+            None => vec![state_secret(&name)],
+            Some(egress) => {
+                let pods = (0..egress.replicas).map(|ordinal| format!("{name}-{ordinal}"));
+                pods.map(|pod| state_secret(&pod)).collect()
+            }
+        }
     }
 
     fn made(&self, resource: &ApiResource, name: &str, body: Value) -> Made {
@@ -151,27 +197,42 @@ impl WorkloadInput {
     /// Those of the Gateway's infrastructure, then ours, which they cannot replace (GEP-1867).
     fn all_labels(&self) -> BTreeMap<String, String> {
         let mut all = foreign(&self.labels);
-        all.extend(selector(&workload_name(&self.gateway)));
-        let ours = [
+        all.extend(selector(&self.name()));
+        let mut ours = vec![
             (labels::MANAGED_BY, labels::MANAGER.into()),
-            ("app.kubernetes.io/component", "proxy".into()),
             (labels::NODE_FQDN, label_value(&self.hostname)),
-            // GEP-1762 has it for what is made in a cluster for a Gateway.
-            (labels::GATEWAY_LABEL, label_value(&self.gateway.name)),
-            (labels::CLASS_LABEL, label_value(&self.class)),
         ];
-        all.extend(ours.map(|(key, value)| (key.to_owned(), value)));
+        ours.extend(match egress::object_of(&self.subject) {
+            Some((endpoints, _)) => vec![
+                (labels::COMPONENT, labels::EGRESS.into()),
+                (labels::ENDPOINTS_LABEL, label_value(&endpoints.name)),
+            ],
+            None => vec![
+                (labels::COMPONENT, "proxy".into()),
+                // GEP-1762 has it for what is made in a cluster for a Gateway.
+                (labels::GATEWAY_LABEL, label_value(&self.subject.name)),
+                (labels::CLASS_LABEL, label_value(&self.class)),
+            ],
+        });
+        all.extend(ours.into_iter().map(|(key, value)| (key.to_owned(), value)));
         all
     }
 
     fn all_annotations(&self) -> BTreeMap<String, String> {
         let mut all = foreign(&self.annotations);
-        let ours = [
-            (labels::GATEWAY_NAME, &self.gateway.name),
-            (labels::GATEWAY_NAMESPACE, &self.gateway.namespace),
-            (labels::GATEWAY_CLASS, &self.class),
-        ];
-        all.extend(ours.map(|(key, value)| (key.to_owned(), value.clone())));
+        let ours = match egress::object_of(&self.subject) {
+            Some((endpoints, _)) => [
+                (labels::ENDPOINTS_NAME, endpoints.name),
+                (labels::ENDPOINTS_NAMESPACE, endpoints.namespace),
+                (labels::TAILNET, self.class.clone()),
+            ],
+            None => [
+                (labels::GATEWAY_NAME, self.subject.name.clone()),
+                (labels::GATEWAY_NAMESPACE, self.subject.namespace.clone()),
+                (labels::GATEWAY_CLASS, self.class.clone()),
+            ],
+        };
+        all.extend(ours.map(|(key, value)| (key.to_owned(), value)));
         all
     }
 
@@ -186,7 +247,7 @@ impl WorkloadInput {
 
     fn stateful_set(&self, name: &str) -> Value {
         json!({ "spec": {
-            "replicas": self.proxy.replicas.unwrap_or(1),
+            "replicas": self.replicas(),
             "serviceName": name,
             "selector": { "matchLabels": selector(name) },
             // In order would never replace a pod that does not get ready.
@@ -200,6 +261,13 @@ impl WorkloadInput {
                 "spec": self.pod(name),
             },
         }})
+    }
+
+    fn replicas(&self) -> i32 {
+        match &self.egress {
+            None => self.proxy.replicas.unwrap_or(1),
+            Some(egress) => egress.replicas.into(),
+        }
     }
 
     fn pod(&self, name: &str) -> Value {
@@ -259,7 +327,7 @@ impl WorkloadInput {
             "image": image,
             "args": ["proxy"],
             "env": self.environment(name, drain, &resources),
-            "ports": [{ "name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP" }],
+            "ports": self.container_ports(),
             "resources": resources,
             "securityContext": {
                 "allowPrivilegeEscalation": false,
@@ -290,15 +358,32 @@ impl WorkloadInput {
         container
     }
 
+    fn container_ports(&self) -> Vec<Value> {
+        let admin = json!({ "name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP" });
+        let egress = self.egress.iter().flat_map(|egress| &egress.ports);
+        let egress = egress.map(
+            |port| json!({ "containerPort": port.number, "protocol": port.transport.as_str() }),
+        );
+        [admin].into_iter().chain(egress).collect()
+    }
+
+    /// Kubernetes puts the pod's own name in.
+    fn state_secret_of_pod(&self, name: &str) -> String {
+        match &self.egress {
+            None => state_secret(name),
+            Some(_) => state_secret("$(POD_NAME)"),
+        }
+    }
+
     fn environment(&self, name: &str, drain: u32, resources: &ResourceRequirements) -> Vec<Value> {
         let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
         let value = |name: &str, value: String| json!({ "name": name, "value": value });
         let mut environment = vec![
             field("POD_NAME", "metadata.name"),
             field("POD_NAMESPACE", "metadata.namespace"),
-            value("TAILWAY_GATEWAY", self.gateway.to_string()),
+            value("TAILWAY_GATEWAY", self.subject.to_string()),
             value("TAILWAY_DISCOVERY", self.site.discovery.clone()),
-            value("TAILWAY_STATE_SECRET", state_secret(name)),
+            value("TAILWAY_STATE_SECRET", self.state_secret_of_pod(name)),
             value("TAILWAY_ADMIN_ADDR", format!("0.0.0.0:{ADMIN_PORT}")),
             value("TAILWAY_DRAIN_TIMEOUT", format!("{drain}s")),
             value("TAILWAY_LOG_FORMAT", "json".into()),
@@ -336,6 +421,36 @@ impl WorkloadInput {
     }
 }
 
+// === impl Egress ===
+
+impl Egress {
+    /// It spreads connections over the pods that are ready.
+    fn service_spec(&self, name: &str) -> Value {
+        let ports = self.ports.iter().map(|port| {
+            json!({
+                "name": port_name(port),
+                "port": port.number,
+                "targetPort": port.number,
+                "protocol": port.transport.as_str(),
+            })
+        });
+        json!({ "spec": {
+            "type": "ClusterIP",
+            "selector": selector(name),
+            "ports": ports.collect::<Vec<_>>(),
+        }})
+    }
+}
+
+/// The name of a port of a Service may have 15 letters in some places: the number is always one.
+fn port_name(port: &EgressPort) -> String {
+    format!(
+        "{}-{}",
+        port.transport.as_str().to_ascii_lowercase(),
+        port.number
+    )
+}
+
 /// Without what the controller reads from its own objects: whoever may write a Gateway could name
 /// devices there that are not its own.
 fn foreign(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
@@ -361,12 +476,13 @@ fn last_of_each(variables: Vec<Value>) -> Vec<Value> {
     kept
 }
 
-/// A pod may read and write its own state, and nothing else.
-fn role_rules(name: &str) -> Value {
+/// A pod may read and write its state, and nothing else. The pods of an egress have one account, and
+/// could read each other's.
+fn role_rules(secrets: &[String]) -> Value {
     json!({ "rules": [{
         "apiGroups": [""],
         "resources": ["secrets"],
-        "resourceNames": [state_secret(name)],
+        "resourceNames": secrets,
         "verbs": ["get", "update", "patch"],
     }]})
 }

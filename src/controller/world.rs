@@ -1,9 +1,9 @@
 //! What the controller knows, and what follows from it.
 
-use super::{names::workload_name, schedule::until};
+use super::{discovered::Discovered, names::workload_name, schedule::until};
 use crate::{
     api::{CONTROLLER, Object, conditions as c, gateway_api::gatewayclasses::GatewayClass},
-    index::{Index, Key, Kind, Outcome, Subjects, Verdict, status::GatewayStatus},
+    index::{Index, Key, Kind, Outcome, Subjects, Verdict, egress, status::GatewayStatus},
     metrics::Metrics,
     model::{NodeReport, ObjectName, Table},
     source::Change,
@@ -30,8 +30,16 @@ pub struct World {
     pub subjects: Subjects,
     /// Secrets of the system namespace that may hold credentials.
     pub credentials: Arc<BTreeMap<ObjectName, Arc<Values>>>,
-    /// Gateways by the name of their workload.
+    /// Gateways, and egresses, by the name of their workload.
     pub workloads: Arc<BTreeMap<String, ObjectName>>,
+    /// The egresses that there are.
+    pub egresses: Arc<BTreeMap<ObjectName, EgressState>>,
+    /// What was found in tailnets, as far as this replica has looked.
+    pub discovered: Arc<BTreeMap<ObjectName, Discovered>>,
+    /// Where everything is made.
+    pub system_namespace: Arc<str>,
+    /// Domain of the Services there.
+    pub egress_domain: Arc<str>,
     /// Whether all objects have been listed: before that, what is missing may be there.
     pub listed: bool,
     /// When the first change came that this follows from.
@@ -45,16 +53,32 @@ pub enum Note {
     Report(ObjectName, Option<NodeReport>),
     /// What became of the parameters of a GatewayClass.
     Verdict(String, Verdict),
+    /// How the egress of a TailscaleEndpoints stands; `None`: it has none.
+    Egress(ObjectName, Option<EgressState>),
+    /// What was found for a TailscaleEndpoints; `None`: nothing is looked for.
+    Discovered(ObjectName, Option<Discovered>),
     /// All reports that there are have been told.
     Listed,
+}
+
+/// How the pods of an egress stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EgressState {
+    pub desired: i32,
+    pub ready: i32,
+    /// Why none is ready.
+    pub problem: String,
 }
 
 /// Owns the index: takes in changes, and publishes a [`World`] after each burst of them.
 #[derive(Debug)]
 pub struct Engine {
     index: Index,
-    system_namespace: String,
+    system_namespace: Arc<str>,
+    egress_domain: Arc<str>,
     metrics: Metrics,
+    egresses: Arc<BTreeMap<ObjectName, EgressState>>,
+    discovered: Arc<BTreeMap<ObjectName, Discovered>>,
     credentials: Arc<BTreeMap<ObjectName, Arc<Values>>>,
     workloads: Arc<BTreeMap<String, ObjectName>>,
     /// Classes whose parameters this replica has tried.
@@ -85,11 +109,15 @@ const BATCH: usize = 1024;
 // === impl Engine ===
 
 impl Engine {
-    pub fn new(system_namespace: String, metrics: Metrics) -> Self {
+    /// `cluster_domain`: of the names of Services.
+    pub fn new(system_namespace: &str, cluster_domain: &str, metrics: Metrics) -> Self {
         Self {
             index: Index::with_verdicts(),
-            system_namespace,
+            system_namespace: system_namespace.into(),
+            egress_domain: format!("{system_namespace}.svc.{cluster_domain}").into(),
             metrics,
+            egresses: Arc::default(),
+            discovered: Arc::default(),
             credentials: Arc::default(),
             workloads: Arc::default(),
             judged: BTreeMap::new(),
@@ -151,6 +179,10 @@ impl Engine {
             subjects: self.index.subjects(),
             credentials: Arc::clone(&self.credentials),
             workloads: Arc::clone(&self.workloads),
+            egresses: Arc::clone(&self.egresses),
+            discovered: Arc::clone(&self.discovered),
+            system_namespace: Arc::clone(&self.system_namespace),
+            egress_domain: Arc::clone(&self.egress_domain),
             listed: self.is_listed(),
             since,
         }
@@ -164,12 +196,9 @@ impl Engine {
                         self.keep_credentials(Key::of(&object).name, secret);
                     }
                     Object::GatewayClass(class) => self.recall(class),
-                    Object::Gateway(_) => {
-                        let Key { name, .. } = Key::of(&object);
-                        let workload = workload_name(&name);
-                        if !self.workloads.contains_key(&workload) {
-                            Arc::make_mut(&mut self.workloads).insert(workload, name);
-                        }
+                    Object::Gateway(_) => self.keep_workload(Key::of(&object).name),
+                    Object::Endpoints(_) => {
+                        self.keep_workload(egress::subject(&Key::of(&object).name));
                     }
                     _ => {}
                 }
@@ -190,6 +219,8 @@ impl Engine {
                 self.judged.insert(class.clone(), verdict.clone());
                 self.index.judge(class, verdict);
             }
+            Note::Egress(name, state) => put(&mut self.egresses, name, state),
+            Note::Discovered(name, found) => put(&mut self.discovered, name, found),
             Note::Listed => self.reports_listed = true,
         }
     }
@@ -235,8 +266,15 @@ impl Engine {
         }
     }
 
+    fn keep_workload(&mut self, subject: ObjectName) {
+        let workload = workload_name(&subject);
+        if !self.workloads.contains_key(&workload) {
+            Arc::make_mut(&mut self.workloads).insert(workload, subject);
+        }
+    }
+
     fn keep_credentials(&mut self, name: ObjectName, secret: &core::Secret) {
-        if name.namespace != self.system_namespace {
+        if name.namespace != *self.system_namespace {
             return;
         }
         let values = secret.data.iter().flatten();
@@ -255,9 +293,21 @@ impl Engine {
             Kind::Gateway => {
                 Arc::make_mut(&mut self.workloads).remove(&workload_name(&key.name));
             }
+            Kind::Endpoints => {
+                let subject = egress::subject(&key.name);
+                Arc::make_mut(&mut self.workloads).remove(&workload_name(&subject));
+            }
             Kind::GatewayClass => drop(self.judged.remove(&key.name.name)),
             _ => {}
         }
+    }
+}
+
+fn put<T: Clone>(values: &mut Arc<BTreeMap<ObjectName, T>>, name: ObjectName, value: Option<T>) {
+    let values = Arc::make_mut(values);
+    match value {
+        Some(value) => drop(values.insert(name, value)),
+        None => drop(values.remove(&name)),
     }
 }
 
@@ -287,7 +337,7 @@ pub(super) mod tests {
         objects: impl IntoIterator<Item = Object>,
         notes: impl IntoIterator<Item = Note>,
     ) -> World {
-        let mut engine = Engine::new("tailway-system".into(), Metrics::default());
+        let mut engine = Engine::new("tailway-system", "cluster.local", Metrics::default());
         let changes = objects.into_iter().map(Change::Apply);
         changes.for_each(|change| engine.change(change));
         notes.into_iter().for_each(|note| engine.note(note));

@@ -46,7 +46,8 @@ pub struct ServerSettings {
     pub connections: usize,
     /// How long a connection may stay on which nobody has shown a good token.
     pub admission: Duration,
-    /// Streams of one Gateway: more than one only while a pod replaces another.
+    /// Streams of one Gateway, more than one only while a pod replaces another, or of one egress,
+    /// which has up to 16 pods.
     pub streams_per_gateway: usize,
     /// How often HTTP/2 asks a quiet client whether it is there, and how long the answer may take.
     pub keepalive: Duration,
@@ -87,7 +88,7 @@ impl Default for ServerSettings {
         Self {
             connections: 4096,
             admission: Duration::from_secs(30),
-            streams_per_gateway: 8,
+            streams_per_gateway: 32,
             keepalive: Duration::from_secs(20),
             recheck: Duration::from_secs(300),
             answer: Duration::from_secs(10),

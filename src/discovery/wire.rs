@@ -7,7 +7,7 @@ mod streams;
 use super::proto::{self, port::Protocol, resource::Content};
 use crate::model::{
     AuthoritiesError, Certificate, CertificateError, HostnameError, HttpOptions, NodeName,
-    NodeNameError, NodeSpec, ObjectName, Port, Snapshot, TlsListener,
+    NodeNameError, NodeSpec, ObjectName, Port, Role, Snapshot, TlsListener,
 };
 use aws_lc_rs::digest;
 use prost::Message;
@@ -78,6 +78,11 @@ pub(super) fn encode(snapshot: &Snapshot) -> Resources {
             name: snapshot.node.name.to_string(),
         }),
         http_options: Some(http::options_out(&snapshot.http_options)),
+        role: match snapshot.role {
+            Role::Ingress => proto::Role::Ingress,
+            Role::Egress => proto::Role::Egress,
+        }
+        .into(),
     };
     add(GATEWAY.into(), Content::Gateway(gateway));
     for (&number, port) in &snapshot.ports {
@@ -115,8 +120,9 @@ pub(super) fn encode(snapshot: &Snapshot) -> Resources {
         add(format!("udp/{number}"), Content::UdpPort(port));
     }
     for (id, backend) in &snapshot.backends {
-        let tls = backend.tls.as_ref();
-        if let Some(certificate) = tls.and_then(|tls| tls.certificate.as_ref()) {
+        let members = backend.members.iter().map(|member| &member.tls);
+        let tls = members.chain([&backend.tls]).flatten();
+        for certificate in tls.filter_map(|tls| tls.certificate.as_ref()) {
             add(
                 certificate_id(certificate),
                 Content::Certificate(certificate_out(certificate)),
@@ -242,6 +248,7 @@ pub(super) fn decode(
     let (_, gateway) = gateway.ok_or(WireError::NoGateway)?;
     Ok(Snapshot {
         gateway: gateway.name,
+        role: gateway.role,
         generation: gateway.generation,
         node: gateway.node,
         http_options: gateway.http_options,
@@ -302,6 +309,7 @@ fn certificate_in(message: &proto::Certificate) -> Result<Certificate, Malformed
 /// What the resource of a Gateway says.
 struct OfGateway {
     name: ObjectName,
+    role: Role,
     generation: i64,
     node: NodeSpec,
     http_options: HttpOptions,
@@ -313,8 +321,14 @@ fn gateway_in(message: &proto::Gateway) -> Result<OfGateway, Malformed> {
         .as_ref()
         .ok_or(Malformed::Missing("the node"))?;
     let options = message.http_options.as_ref().map(http::options_in);
+    let role = match proto::Role::try_from(message.role) {
+        Ok(proto::Role::Ingress) => Role::Ingress,
+        Ok(proto::Role::Egress) => Role::Egress,
+        Err(_) => return Err(Malformed::Missing("the role")),
+    };
     Ok(OfGateway {
         name: name_in(message.name.as_ref())?,
+        role,
         generation: message.generation,
         node: NodeSpec {
             name: NodeName::parse(&node.name)?,

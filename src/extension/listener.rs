@@ -1,5 +1,6 @@
 //! Where Envoy Gateway connects: a port or a socket in the file system.
 
+use super::tls::Tls;
 use crate::drain::Drain;
 use std::{
     convert::Infallible,
@@ -8,21 +9,24 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, UnixListener},
+    net::{TcpListener, TcpStream, UnixListener},
     sync::mpsc,
-    time::sleep,
+    time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
 
 /// A bound socket that takes no connections yet.
 #[derive(Debug)]
 pub enum Listener {
     Tcp(TcpListener),
+    Tls(TcpListener, Arc<Tls>),
     /// Its file is removed when this is dropped.
     Unix(UnixListener, PathBuf),
 }
@@ -46,13 +50,19 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 /// A connection of whatever kind.
 pub(super) struct Connection(Box<dyn Stream>);
 
+/// A client that takes longer for its handshake is cut off.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
 impl Listener {
     /// # Errors
     /// When the address is taken or not this host's.
-    pub async fn tcp(address: SocketAddr) -> Result<Self, BindError> {
+    pub async fn tcp(address: SocketAddr, tls: Option<Tls>) -> Result<Self, BindError> {
         let bound = TcpListener::bind(address).await;
         let bound = bound.map_err(|error| BindError::Tcp { address, error })?;
-        Ok(Self::Tcp(bound))
+        Ok(match tls {
+            Some(tls) => Self::Tls(bound, Arc::new(tls)),
+            None => Self::Tcp(bound),
+        })
     }
 
     /// A socket that an earlier process left behind is replaced.
@@ -80,7 +90,7 @@ impl Listener {
     /// Where it listens, for whoever chose port 0.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Tcp(listener) | Self::Tls(listener, _) => listener.local_addr().ok(),
             Self::Unix(..) => None,
         }
     }
@@ -99,33 +109,50 @@ impl Listener {
 
     async fn take(&self, sender: &mpsc::Sender<Result<Connection, Infallible>>) {
         while !sender.is_closed() {
-            match self.next().await {
-                Ok(connection) => {
-                    // A server that ended takes no more.
-                    let _ = sender.send(Ok(connection)).await;
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the extension server cannot accept");
-                    // Out of file descriptors, most likely: trying again at once would spin.
-                    sleep(Duration::from_millis(100)).await;
-                }
+            if let Err(error) = self.next(sender).await {
+                tracing::warn!(%error, "the extension server cannot accept");
+                // Out of file descriptors, most likely: trying again at once would spin.
+                sleep(Duration::from_millis(100)).await;
             }
         }
     }
 
-    async fn next(&self) -> io::Result<Connection> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                // Small messages are answered one by one.
-                let _ = stream.set_nodelay(true);
-                Ok(Connection(Box::new(stream)))
+    async fn next(&self, sender: &mpsc::Sender<Result<Connection, Infallible>>) -> io::Result<()> {
+        let connection = match self {
+            Self::Tcp(listener) => Connection(Box::new(accept(listener).await?)),
+            Self::Unix(listener, _) => Connection(Box::new(listener.accept().await?.0)),
+            Self::Tls(listener, tls) => {
+                let stream = accept(listener).await?;
+                // Apart, so that a client that says nothing holds up nobody.
+                tokio::spawn(shake_hands(stream, Arc::clone(tls), sender.clone()));
+                return Ok(());
             }
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                Ok(Connection(Box::new(stream)))
-            }
+        };
+        // A server that ended takes no more.
+        let _ = sender.send(Ok(connection)).await;
+        Ok(())
+    }
+}
+
+async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (stream, _) = listener.accept().await?;
+    // Small messages are answered one by one.
+    let _ = stream.set_nodelay(true);
+    Ok(stream)
+}
+
+async fn shake_hands(
+    stream: TcpStream,
+    tls: Arc<Tls>,
+    sender: mpsc::Sender<Result<Connection, Infallible>>,
+) {
+    let acceptor = TlsAcceptor::from(tls.config());
+    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            let _ = sender.send(Ok(Connection(Box::new(stream)))).await;
         }
+        Ok(Err(error)) => tracing::warn!(%error, "no handshake with Envoy Gateway"),
+        Err(_) => tracing::debug!("the handshake took too long"),
     }
 }
 

@@ -11,23 +11,29 @@
 
 mod cluster;
 mod hooks;
+mod keeper;
 mod listener;
 mod placement;
 mod plan;
+mod record;
 mod refusal;
 mod route;
 mod server;
 mod set;
 mod splice;
+mod tls;
 mod wire;
 
 pub use cluster::Settings;
 pub use hooks::{Answer, Hooks, Told, Untouched};
+pub use keeper::{Keeper, Notes};
 pub use listener::{BindError, Listener};
 pub use plan::{Plan, Served};
+pub use record::{FIELD_MANAGER, Record, RecordedSkip, SERVED_ANNOTATION};
 pub use refusal::Refusal;
 pub use server::{Call, Hook, Known, Observer, ServeError, Server, ServerSettings};
 pub use set::{EgressSet, SetError, Skipped};
+pub use tls::{Tls, TlsError, TlsFiles};
 pub use wire::Malformed;
 
 /// The messages of `service.proto`.

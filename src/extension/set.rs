@@ -6,7 +6,7 @@ use crate::{
         GATEWAY_GROUP, TAILWAY_GROUP,
         upstream::{
             Upstream,
-            egress::{RoutedService, TailscaleEgressSetSpec},
+            egress::{GatewayRef, RoutedService, TailscaleEgressSetSpec},
         },
     },
     model::ObjectName,
@@ -69,7 +69,7 @@ struct Metadata {
 #[serde(rename_all = "camelCase")]
 struct Spec {
     #[serde(default)]
-    target_refs: Vec<crate::api::upstream::egress::GatewayRef>,
+    target_refs: Vec<GatewayRef>,
     #[serde(default)]
     revision: String,
     #[serde(default)]
@@ -87,6 +87,14 @@ impl EgressSet {
         let Some((name, spec)) = ours(json, "TailscaleEgressSet")? else {
             return Ok(None);
         };
+        Self::from_spec(name, spec).map(Some)
+    }
+
+    /// Reads the services one by one: what cannot be read keeps out nothing else.
+    ///
+    /// # Errors
+    /// When it is no spec of a set, or names no Gateway.
+    pub fn from_spec(name: ObjectName, spec: Value) -> Result<Self, SetError> {
         let spec: Spec = serde_json::from_value(spec)?;
         let (mut services, mut skipped) = (Vec::new(), Vec::new());
         for service in spec.services {
@@ -108,7 +116,7 @@ impl EgressSet {
             services,
         };
         let set = Self::new(name, spec)?;
-        Ok(Some(Self { skipped, ..set }))
+        Ok(Self { skipped, ..set })
     }
 
     /// # Errors

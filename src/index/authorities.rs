@@ -70,6 +70,7 @@ impl Objects {
         let permitted = self.permits(&Reference {
             from_kind: from_kind.as_str(),
             from_namespace,
+            to_group: "",
             to_kind: "ConfigMap",
             to: name,
         });

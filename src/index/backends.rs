@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     api::{conditions as c, gateway_api::httproutes::HttpRouteRules},
-    model::{Backend, BackendId, HttpRoute, Transport, WeightedBackend},
+    model::{Backend, BackendId, BackendKind, HttpRoute, Transport, WeightedBackend},
 };
 use std::collections::BTreeMap;
 
@@ -85,71 +85,126 @@ impl Objects {
         route: &Key,
         reference: &BackendRef,
     ) -> Result<(BackendId, Backend), Finding> {
-        let group = reference.group.as_deref().unwrap_or("");
-        let kind = reference.kind.as_deref().unwrap_or("Service");
-        if !group.is_empty() || kind != "Service" {
+        let (group, kind) = reference.group_and_kind();
+        let Some(of) = reference.kind() else {
             let kind = super::qualified(kind, group);
-            return Err(Finding::new(
-                c::INVALID_KIND,
-                format!(
-                    "backend {} is a {kind}: only a Service can be one",
-                    reference.name
-                ),
-            ));
-        }
-        let service = reference.target(route);
+            let message = format!(
+                "backend {} is a {kind}: a Service or a TailscaleEndpoints can be one",
+                reference.name
+            );
+            return Err(Finding::new(c::INVALID_KIND, message));
+        };
+        let object = reference.target(&route.name.namespace);
         let permitted = self.permits(&Reference {
             from_kind: route.kind.as_str(),
             from_namespace: &route.name.namespace,
-            to_kind: "Service",
-            to: &service,
+            to_group: group,
+            to_kind: kind,
+            to: &object,
         });
         if !permitted {
             return Err(Finding::new(
                 c::REF_NOT_PERMITTED,
                 format!(
-                    "Service {service} is in another namespace, where no ReferenceGrant allows {}s of namespace {} to use it",
+                    "{kind} {object} is in another namespace, where no ReferenceGrant allows {}s of namespace {} to use it",
                     route.kind, route.name.namespace
                 ),
             ));
         }
-        let not_found = |message: String| Finding::new(c::BACKEND_NOT_FOUND, message);
-        let Some(object) = self.services.get(&service) else {
-            return Err(not_found(format!("there is no Service {service}")));
+        let is_there = match of {
+            BackendKind::Service => self.services.contains_key(&object),
+            BackendKind::Endpoints => self.readings.contains_key(&object),
         };
-        let Some(port) = reference
-            .port
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|&port| port > 0)
-        else {
-            return Err(not_found(format!("backend {service} has no port: set one")));
+        if !is_there {
+            return Err(not_found(format!("there is no {kind} {object}")));
+        }
+        let port = reference.port.and_then(|port| u16::try_from(port).ok());
+        let Some(port) = port.filter(|&port| port > 0) else {
+            return Err(not_found(format!("backend {object} has no port: set one")));
         };
-        let transport = match route.kind {
-            Kind::UdpRoute => Transport::Udp,
-            _ => Transport::Tcp,
+        let id = BackendId {
+            kind: of,
+            object,
+            port,
+            transport: match route.kind {
+                Kind::UdpRoute => Transport::Udp,
+                _ => Transport::Tcp,
+            },
+        };
+        let backend = match of {
+            BackendKind::Service => self.service_backend(route.kind, &id),
+            BackendKind::Endpoints => self.endpoints_backend(&id),
+        };
+        Ok((id, backend?))
+    }
+
+    /// A port of a Service.
+    fn service_backend(&self, route: Kind, id: &BackendId) -> Result<Backend, Finding> {
+        let (name, port) = (&id.object, id.port);
+        let Some(object) = self.services.get(name) else {
+            return Err(not_found(format!("there is no Service {name}")));
         };
         let endpoints = object
-            .endpoints(&service, port, transport, self.slices(&service))
+            .endpoints(name, port, id.transport, self.slices(name))
             .map_err(not_found)?;
-        let id = BackendId {
-            service,
-            port,
-            transport,
-        };
-        if transport == Transport::Udp {
-            return Ok((id, Backend::new(endpoints)));
+        if id.transport == Transport::Udp {
+            return Ok(Backend::new(endpoints));
         }
-        let (service, port) = (&id.service, id.port);
         let spoken = Spoken::of(object.app_protocol(port));
         let backend = Backend {
             protocol: spoken.protocol(),
-            tls: self.backend_tls(service, object.port_name(port)),
-            endpoints,
+            tls: self.backend_tls(name, object.port_name(port)),
+            ..Backend::new(endpoints)
         };
-        if let Some(problem) = spoken.problem(route.kind, backend.tls.is_some()) {
-            let message = format!("port {port} of Service {service} {problem}");
+        if let Some(problem) = spoken.problem(route, backend.tls.is_some()) {
+            let message = format!("port {port} of Service {name} {problem}");
             return Err(Finding::new(c::UNSUPPORTED_PROTOCOL, message));
         }
-        Ok((id, backend))
+        Ok(backend)
     }
+
+    /// The endpoints of a TailscaleEndpoints that have a port.
+    fn endpoints_backend(&self, id: &BackendId) -> Result<Backend, Finding> {
+        let (name, port) = (&id.object, id.port);
+        let Some(reading) = self.readings.get(name) else {
+            return Err(not_found(format!("there is no TailscaleEndpoints {name}")));
+        };
+        let (transport, other) = match id.transport {
+            Transport::Tcp => ("TCP", Transport::Udp),
+            Transport::Udp => ("UDP", Transport::Tcp),
+        };
+        // Gateways may have several of these objects as backends.
+        let members = reading.at(port, id.transport);
+        let members = members.map(|place| place.member(format!("{name}/{}", place.name)));
+        let backend = Backend {
+            members: members.collect(),
+            ..Backend::default()
+        };
+        if !backend.members.is_empty() {
+            return Ok(backend);
+        }
+        if let Some(place) = reading.at(port, other).next() {
+            let message = format!(
+                "port {port} of TailscaleEndpoints {name} is that of {}, which is not for {transport}",
+                place.name
+            );
+            return Err(Finding::new(c::UNSUPPORTED_PROTOCOL, message));
+        }
+        let wrong = reading.wrong.iter();
+        let wrong = wrong.filter(|wrong| wrong.is_fatal && wrong.port == i32::from(port));
+        let wrong: Vec<_> = wrong
+            .map(|wrong| format!("{}: {}", wrong.endpoint, wrong.finding.message))
+            .collect();
+        Err(not_found(match wrong.is_empty() {
+            true => format!("TailscaleEndpoints {name} has no endpoint with port {port}"),
+            false => format!(
+                "no endpoint with port {port} of TailscaleEndpoints {name} can be used: {}",
+                wrong.join("; ")
+            ),
+        }))
+    }
+}
+
+fn not_found(message: String) -> Finding {
+    Finding::new(c::BACKEND_NOT_FOUND, message)
 }

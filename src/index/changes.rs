@@ -5,6 +5,9 @@ use super::{
     annotations::http_options,
     authorities::Bundle,
     certificates::TlsSecret,
+    egress,
+    endpoints::config_maps,
+    envoy::{egress_wishes, has_egress_label},
     links::{Stage, unscoped},
     routes::Route,
     services::{ServicePorts, SliceEndpoints},
@@ -12,6 +15,7 @@ use super::{
 use crate::{
     api::{
         Object,
+        endpoints::TailscaleEndpoints,
         gateway_api::{
             gatewayclasses::GatewayClass, gateways::Gateway, referencegrants::ReferenceGrantSpec,
         },
@@ -56,6 +60,9 @@ impl Index {
             Object::BackendTlsPolicy(o) => self.set_policy(name, Some(Arc::from(o))),
             Object::ConfigMap(o) => self.set_config_map(name, Some(Bundle::of(&o))),
             Object::Tailnet(o) => self.set_tailnet(name, Some(Arc::from(o))),
+            Object::Endpoints(o) => self.set_endpoints(name, Some(Arc::from(o))),
+            Object::Backend(o) => drop(self.objects.backends.set(name, Some(Arc::from(o)))),
+            Object::EgressSet(o) => drop(self.objects.egress_sets.set(name, Some(Arc::from(o)))),
             Object::ReferenceGrant(o) => self.set_grant(name, Some(o.spec)),
             Object::Service(o) => self.set_service(name, Some(ServicePorts::of(&o))),
             Object::EndpointSlice(o) => self.set_slice(name, SliceEndpoints::of(name, &o)),
@@ -80,6 +87,9 @@ impl Index {
             Kind::BackendTlsPolicy => self.set_policy(name, None),
             Kind::ConfigMap => self.set_config_map(name, None),
             Kind::Tailnet => self.set_tailnet(name, None),
+            Kind::Endpoints => self.set_endpoints(name, None),
+            Kind::Backend => drop(self.objects.backends.set(name, None)),
+            Kind::EgressSet => drop(self.objects.egress_sets.set(name, None)),
             Kind::ReferenceGrant => self.set_grant(name, None),
             Kind::Service => self.set_service(name, None),
             Kind::EndpointSlice => self.set_slice(name, None),
@@ -98,8 +108,15 @@ impl Index {
         gone.iter().for_each(|key| self.delete(key));
     }
 
-    /// Takes what the node of a Gateway says of itself.
+    /// Takes what the node of a Gateway says of itself, or that of a pod of an egress
+    /// ([`egress::replica`]).
     pub fn report(&mut self, gateway: ObjectName, report: NodeReport) {
+        if let Some((object, _)) = egress::object_of(&gateway) {
+            if replace(&mut self.reports, &gateway, Some(report)).is_some() {
+                self.pending.endpoints.insert(object);
+            }
+            return;
+        }
         let stage = match self.reports.get(&gateway) {
             Some(before) if *before == report => return,
             Some(_) => Stage::Result,
@@ -112,8 +129,12 @@ impl Index {
 
     /// Forgets what a node said: it is gone.
     pub fn forget_report(&mut self, gateway: &ObjectName) {
-        if self.reports.remove(gateway).is_some() {
-            self.pending.gateway(gateway, Stage::Listeners);
+        if self.reports.remove(gateway).is_none() {
+            return;
+        }
+        match egress::object_of(gateway) {
+            Some((object, _)) => drop(self.pending.endpoints.insert(object)),
+            None => self.pending.gateway(gateway, Stage::Listeners),
         }
     }
 
@@ -128,6 +149,7 @@ impl Index {
         let old = self.objects.classes.set(name, class);
         self.pending.classes = true;
         if old.is_some() != is_there {
+            self.pending.egress_routes = true;
             let gateways = self.links.gateways_of_class.of(name);
             self.pending.gateways(gateways, Stage::Listeners);
         }
@@ -140,6 +162,7 @@ impl Index {
             return;
         }
         self.links.replace_gateway(name, old, new);
+        self.pending.egress_routes |= [old, new].into_iter().flatten().any(has_egress_label);
         self.pending.gateway(name, Stage::Listeners);
         if old.is_some() != new.is_some() {
             let routes = self.links.routes_of_gateway.of(name).cloned();
@@ -185,10 +208,34 @@ impl Index {
         self.pending.classes = true;
     }
 
+    fn set_endpoints(&mut self, name: &ObjectName, endpoints: Option<Arc<TailscaleEndpoints>>) {
+        let references = |object: Option<&TailscaleEndpoints>| {
+            let references = object.map(|object| config_maps(name, object));
+            references.unwrap_or_default()
+        };
+        let now = references(endpoints.as_deref());
+        let old = self.objects.endpoints.set(name, endpoints);
+        let of_config_map = &mut self.links.endpoints_of_config_map;
+        of_config_map.replace(name, references(old.as_deref()), now);
+        self.read_endpoints(name);
+    }
+
+    /// Reads a TailscaleEndpoints anew: it, or what it refers to, has changed.
+    pub(super) fn read_endpoints(&mut self, name: &ObjectName) {
+        let reading = self.objects.read_endpoints(name);
+        self.pending.egress_routes = true;
+        if self.objects.readings.settle(name, reading) {
+            let routes = self.links.routes_of_endpoints.of(name).cloned();
+            self.pending.backends.extend(routes);
+        }
+        self.pending.endpoints.insert(name.clone());
+    }
+
     fn set_grant(&mut self, name: &ObjectName, grant: Option<ReferenceGrantSpec>) {
         if replace(&mut self.objects.grants, name, grant).is_none() {
             return;
         }
+        self.pending.egress_routes = true;
         let namespace = &name.namespace;
         let gateways = self.links.gateways_of_secret.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
@@ -197,6 +244,8 @@ impl Index {
         let gateways = self.links.gateways_of_config_map.of_namespace(namespace);
         self.pending.gateways(gateways, Stage::Listeners);
         let routes = self.links.routes_of_service.of_namespace(namespace);
+        self.pending.backends.extend(routes.cloned());
+        let routes = self.links.routes_of_endpoints.of_namespace(namespace);
         self.pending.backends.extend(routes.cloned());
     }
 
@@ -239,6 +288,7 @@ impl Index {
         if replace(&mut self.objects.namespaces, name, labels).is_none() {
             return;
         }
+        self.pending.egress_routes = true;
         for key in self.links.routes_of_namespace.of(&unscoped(&name.name)) {
             let route = self.objects.routes.get(key);
             let gateways = route.map(|route| self.objects.gateways_of(key, route));
@@ -258,6 +308,7 @@ fn is_same(old: Option<&Gateway>, new: Option<&Gateway>) -> bool {
     let age = |metadata: &ObjectMeta| (metadata.generation, metadata.creation_timestamp.clone());
     age(&old.metadata) == age(&new.metadata)
         && old.spec == new.spec
+        && egress_wishes(old) == egress_wishes(new)
         && http_options(&old.metadata) == http_options(&new.metadata)
 }
 

@@ -54,6 +54,12 @@ impl Index {
         for route in std::mem::take(&mut self.pending.route_statuses) {
             self.conclude_route(&route);
         }
+        for object in std::mem::take(&mut self.pending.endpoints) {
+            self.conclude_endpoints(&object);
+        }
+        if std::mem::take(&mut self.pending.egress_routes) {
+            self.evaluate_egress_routes();
+        }
         for policy in std::mem::take(&mut self.pending.policies) {
             self.conclude_policy(&policy);
         }

@@ -3,10 +3,11 @@
 use super::{links::in_namespace, objects::Objects};
 use crate::{api::GATEWAY_GROUP, model::ObjectName};
 
-/// A reference from an object of the Gateway API to a core object.
+/// A reference from an object of the Gateway API to another object.
 pub(super) struct Reference<'a> {
     pub(super) from_kind: &'a str,
     pub(super) from_namespace: &'a str,
+    pub(super) to_group: &'a str,
     pub(super) to_kind: &'a str,
     pub(super) to: &'a ObjectName,
 }
@@ -18,6 +19,7 @@ impl Objects {
         let Reference {
             from_kind,
             from_namespace,
+            to_group,
             to_kind,
             to,
         } = reference;
@@ -31,7 +33,7 @@ impl Objects {
                     && from.namespace == *from_namespace
             });
             let to = grant.to.iter().any(|allowed| {
-                allowed.group.is_empty()
+                allowed.group == *to_group
                     && allowed.kind == *to_kind
                     && allowed.name.as_ref().is_none_or(|name| *name == to.name)
             });

@@ -77,6 +77,7 @@ impl Route {
             Rules::Bytes { rules, .. } => (several(rules.len()), None),
             Rules::Http { rules, .. } => http::faults(rules),
         };
+        let backends = rules.backends(&name.namespace);
         let (proxy_protocol, ignored) = proxy_protocol(kind, metadata);
         let parents: Option<Vec<ParentRef>> = super::same(parents);
         Self {
@@ -84,6 +85,7 @@ impl Route {
             generation: generation(metadata),
             parents: parents.unwrap_or_default(),
             rules,
+            backends,
             proxy_protocol,
             refused,
             left_out,

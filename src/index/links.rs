@@ -5,7 +5,7 @@ use crate::{
     api::gateway_api::gateways::{
         Gateway, GatewayTlsBackendClientCertificateRef as ClientCertificateRef,
     },
-    model::ObjectName,
+    model::{BackendKind, ObjectName},
 };
 use std::{
     borrow::Borrow,
@@ -20,9 +20,11 @@ pub(super) struct Links {
     pub(super) sets_of_secret: Relation<ObjectName>,
     pub(super) gateways_of_config_map: Relation<ObjectName>,
     pub(super) policies_of_config_map: Relation<ObjectName>,
+    pub(super) endpoints_of_config_map: Relation<ObjectName>,
     pub(super) routes_of_gateway: Relation<Key>,
     pub(super) routes_of_listener_set: Relation<Key>,
     pub(super) routes_of_service: Relation<Key>,
+    pub(super) routes_of_endpoints: Relation<Key>,
     /// Those that live there: listeners choose routes by the labels of their namespace.
     pub(super) routes_of_namespace: Relation<Key>,
 }
@@ -45,6 +47,10 @@ pub(super) struct Pending {
     pub(super) listener_sets: BTreeSet<ObjectName>,
     /// BackendTLSPolicies whose statuses may have changed.
     pub(super) policies: BTreeSet<ObjectName>,
+    /// TailscaleEndpoints that changed, or whose pods say something new.
+    pub(super) endpoints: BTreeSet<ObjectName>,
+    /// The routes of all Gateways of Envoy Gateway: they are few.
+    pub(super) egress_routes: bool,
 }
 
 /// How much of a Gateway is to be worked out anew; a later stage includes those before it.
@@ -137,12 +143,17 @@ impl Links {
         };
         self.routes_of_listener_set
             .replace(key, sets(old), sets(new));
-        let services = |route: Option<&Route>| -> Vec<_> {
-            let services = route.into_iter().flat_map(|route| route.services(key));
-            services.collect()
+        let backends = |route: Option<&Route>, wanted| -> Vec<_> {
+            let backends = route.into_iter().flat_map(|route| &route.backends);
+            let backends = backends.filter(|(kind, _)| *kind == wanted);
+            backends.map(|(_, name)| name.clone()).collect()
         };
-        self.routes_of_service
-            .replace(key, services(old), services(new));
+        for (kind, routes) in [
+            (BackendKind::Service, &mut self.routes_of_service),
+            (BackendKind::Endpoints, &mut self.routes_of_endpoints),
+        ] {
+            routes.replace(key, backends(old, kind), backends(new, kind));
+        }
         let namespace = |route: Option<&Route>| route.map(|_| unscoped(&key.name.namespace));
         self.routes_of_namespace
             .replace(key, namespace(old), namespace(new));

@@ -24,6 +24,10 @@ mod changes;
 mod claims;
 mod classes;
 mod conflicts;
+mod durations;
+pub mod egress;
+pub mod endpoints;
+mod envoy;
 mod evaluation;
 mod frontend;
 mod gateways;
@@ -42,20 +46,24 @@ mod services;
 mod snapshots;
 pub mod status;
 
-pub use http::duration;
+pub use durations::duration;
+pub use envoy::{Displaced, EgressRoutes, EndpointName, RoutedEndpoint};
 pub use objects::{Key, Kind};
 
 use crate::{
     api::{
+        endpoints::TailscaleEndpoints,
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
             grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
             tcproutes::TcpRoute, tlsroutes::TlsRoute, udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
+        upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet},
     },
-    model::{NodeReport, ObjectName, Snapshot, Table},
+    model::{Health, NodeReport, ObjectName, Snapshot, Table},
 };
+use endpoints::Reading;
 use evaluation::Evaluated;
 use links::{Links, Pending};
 use objects::Objects;
@@ -99,13 +107,22 @@ pub struct Subjects {
     pub backend_tls_policies: Table<BackendTlsPolicy>,
     /// They have none; what a GatewayClass refers to.
     pub tailnets: Table<TailscaleTailnet>,
+    pub endpoints: Table<TailscaleEndpoints>,
+    /// What is read of those.
+    pub readings: Table<Reading>,
+    pub backends: Table<TailscaleBackend>,
+    pub egress_sets: Table<TailscaleEgressSet>,
 }
 
 /// What follows from the objects.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// Of each Gateway that can be served.
+    /// Of each Gateway that can be served, and of each egress ([`egress::subject`]).
     pub snapshots: Table<Snapshot>,
+    /// Of the endpoints that the pods of an egress check, by their TailscaleEndpoints and name.
+    pub health: Table<BTreeMap<String, Health>>,
+    /// Of the Gateways of Envoy Gateway that ask for them.
+    pub egress_routes: Table<EgressRoutes>,
     pub statuses: Statuses,
 }
 
@@ -131,6 +148,10 @@ impl Index {
             listener_sets: self.objects.listener_sets.clone(),
             backend_tls_policies: self.objects.backend_tls_policies.clone(),
             tailnets: self.objects.tailnets.clone(),
+            endpoints: self.objects.endpoints.clone(),
+            readings: self.objects.readings.clone(),
+            backends: self.objects.backends.clone(),
+            egress_sets: self.objects.egress_sets.clone(),
         }
     }
 }

@@ -2,6 +2,7 @@ use super::{
     authorities::Bundle,
     backend_tls::Policy,
     certificates::TlsSecret,
+    endpoints::Reading,
     links::{Relation, unscoped},
     listener_sets::Set,
     routes::Route,
@@ -10,6 +11,7 @@ use super::{
 use crate::{
     api::{
         Object,
+        endpoints::TailscaleEndpoints,
         gateway_api::{
             backendtlspolicies::BackendTlsPolicy, gatewayclasses::GatewayClass, gateways::Gateway,
             grpcroutes::GrpcRoute, httproutes::HttpRoute, listenersets::ListenerSet,
@@ -17,6 +19,7 @@ use crate::{
             udproutes::UdpRoute,
         },
         tailnets::TailscaleTailnet,
+        upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet},
     },
     model::{ObjectName, Table},
 };
@@ -42,6 +45,9 @@ pub enum Kind {
     ConfigMap,
     Namespace,
     Tailnet,
+    Endpoints,
+    Backend,
+    EgressSet,
 }
 
 /// Kind and name of an object; the namespace of cluster-scoped ones is empty.
@@ -62,6 +68,11 @@ pub(super) struct Objects {
     pub(super) tls_routes: Table<TlsRoute>,
     pub(super) udp_routes: Table<UdpRoute>,
     pub(super) tailnets: Table<TailscaleTailnet>,
+    pub(super) endpoints: Table<TailscaleEndpoints>,
+    /// What is read of those.
+    pub(super) readings: Table<Reading>,
+    pub(super) backends: Table<TailscaleBackend>,
+    pub(super) egress_sets: Table<TailscaleEgressSet>,
     pub(super) listener_sets: Table<ListenerSet>,
     /// What is read of those.
     pub(super) sets: BTreeMap<ObjectName, Set>,
@@ -120,6 +131,9 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::Namespace => "Namespace",
             Self::Tailnet => "TailscaleTailnet",
+            Self::Endpoints => "TailscaleEndpoints",
+            Self::Backend => "TailscaleBackend",
+            Self::EgressSet => "TailscaleEgressSet",
         }
     }
 }
@@ -151,6 +165,9 @@ impl Key {
             Object::Secret(o) => (Kind::Secret, &o.metadata, true),
             Object::Namespace(o) => (Kind::Namespace, &o.metadata, false),
             Object::Tailnet(o) => (Kind::Tailnet, &o.metadata, false),
+            Object::Endpoints(o) => (Kind::Endpoints, &o.metadata, true),
+            Object::Backend(o) => (Kind::Backend, &o.metadata, true),
+            Object::EgressSet(o) => (Kind::EgressSet, &o.metadata, true),
         };
         let namespace = match (&metadata.namespace, namespaced) {
             (_, false) => String::new(),
@@ -202,6 +219,9 @@ impl Objects {
             (Kind::TlsRoute, names(self.tls_routes.keys())),
             (Kind::UdpRoute, names(self.udp_routes.keys())),
             (Kind::Tailnet, names(self.tailnets.keys())),
+            (Kind::Endpoints, names(self.endpoints.keys())),
+            (Kind::Backend, names(self.backends.keys())),
+            (Kind::EgressSet, names(self.egress_sets.keys())),
             (Kind::ListenerSet, names(self.listener_sets.keys())),
             (
                 Kind::BackendTlsPolicy,

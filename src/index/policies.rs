@@ -4,7 +4,10 @@ use super::{
     Index, Key, Kind, authorities::Bundle, backend_tls::Policy, backends::Resolved,
     changes::replace, links::Stage,
 };
-use crate::{api::gateway_api::backendtlspolicies::BackendTlsPolicy, model::ObjectName};
+use crate::{
+    api::gateway_api::backendtlspolicies::BackendTlsPolicy,
+    model::{BackendKind, ObjectName},
+};
 use std::{collections::BTreeSet, sync::Arc};
 
 impl Index {
@@ -57,6 +60,10 @@ impl Index {
             }
         }
         self.pending.policies.extend(policies);
+        let endpoints = self.links.endpoints_of_config_map.of(name).cloned();
+        for object in endpoints.collect::<Vec<_>>() {
+            self.read_endpoints(&object);
+        }
     }
 
     /// What the policies of a Service say may be something else now, or which of them is followed.
@@ -121,7 +128,7 @@ impl Index {
             for key in self.links.routes_of_service.of(&service) {
                 let resolved = self.evaluated.resolved.get(key);
                 let mut backends = resolved.into_iter().flat_map(|of| of.backends.keys());
-                if backends.any(|id| id.service == service && is_meant(id.port)) {
+                if backends.any(|id| id.is_service(&service) && is_meant(id.port)) {
                     gateways.extend(self.speaking(key));
                 }
             }
@@ -159,6 +166,7 @@ impl Index {
 }
 
 fn services_of(resolved: &Resolved) -> BTreeSet<ObjectName> {
-    let services = resolved.backends.keys().map(|id| &id.service);
-    services.cloned().collect()
+    let backends = resolved.backends.keys();
+    let services = backends.filter(|id| id.kind == BackendKind::Service);
+    services.map(|id| id.object.clone()).collect()
 }

@@ -14,8 +14,11 @@ use super::{
     status::{Condition, Finding, ParentRef, ParentStatus, RouteStatus},
 };
 use crate::{
-    api::{CONTROLLER, GATEWAY_GROUP, conditions as c, gateway_api::httproutes::HttpRouteRules},
-    model::{HostnamePattern, ObjectName, ProxyProtocol},
+    api::{
+        CONTROLLER, GATEWAY_GROUP, TAILWAY_GROUP, conditions as c,
+        gateway_api::httproutes::HttpRouteRules,
+    },
+    model::{BackendKind, HostnamePattern, ObjectName, ProxyProtocol},
 };
 use serde::Deserialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +30,8 @@ pub(super) struct Route {
     pub(super) generation: i64,
     pub(super) parents: Vec<ParentRef>,
     pub(super) rules: Rules,
+    /// What its backendRefs refer to.
+    pub(super) backends: BTreeSet<(BackendKind, ObjectName)>,
     pub(super) proxy_protocol: Option<ProxyProtocol>,
     /// Why no listener can have it.
     pub(super) refused: Option<Finding>,
@@ -98,14 +103,6 @@ impl Route {
     pub(super) fn listener_sets(&self, key: &Key) -> impl Iterator<Item = (usize, ObjectName)> {
         let parents = self.parents.iter().enumerate();
         parents.filter_map(|(at, reference)| Some((at, reference.listener_set(&key.name)?)))
-    }
-
-    /// What its backendRefs refer to.
-    pub(super) fn services(&self, key: &Key) -> impl Iterator<Item = ObjectName> {
-        let references = self.rules.references();
-        references
-            .into_iter()
-            .map(|reference| reference.target(key))
     }
 
     /// Its status; `None` when no Gateway of ours is its parent. `attachment` tells what became of
@@ -196,7 +193,14 @@ impl Route {
 // === impl Rules ===
 
 impl Rules {
-    /// All that they refer to.
+    /// What backendRefs of it refer to. `namespace`: of the route.
+    pub(super) fn backends(&self, namespace: &str) -> BTreeSet<(BackendKind, ObjectName)> {
+        let references = self.references().into_iter();
+        let backends = references
+            .filter_map(|reference| Some((reference.kind()?, reference.target(namespace))));
+        backends.collect()
+    }
+
     fn references(&self) -> Vec<BackendRef> {
         match self {
             Self::Bytes { rules, .. } => rules.iter().flatten().cloned().collect(),
@@ -255,10 +259,25 @@ impl ParentRef {
 // === impl BackendRef ===
 
 impl BackendRef {
-    /// Namespace and name of what it refers to.
-    pub(super) fn target(&self, route: &Key) -> ObjectName {
-        let namespace = self.namespace.as_ref().unwrap_or(&route.name.namespace);
+    /// Namespace and name of what it refers to. `namespace`: of the route.
+    pub(super) fn target(&self, namespace: &str) -> ObjectName {
+        let namespace = self.namespace.as_deref().unwrap_or(namespace);
         ObjectName::new(namespace, &self.name)
+    }
+
+    /// Its group and kind, with their defaults.
+    pub(super) fn group_and_kind(&self) -> (&str, &str) {
+        let group = self.group.as_deref().unwrap_or_default();
+        (group, self.kind.as_deref().unwrap_or("Service"))
+    }
+
+    /// What it refers to, if that can be a backend.
+    pub(super) fn kind(&self) -> Option<BackendKind> {
+        match self.group_and_kind() {
+            ("", "Service") => Some(BackendKind::Service),
+            (TAILWAY_GROUP, "TailscaleEndpoints") => Some(BackendKind::Endpoints),
+            _ => None,
+        }
     }
 }
 

@@ -56,14 +56,6 @@ fn protocol(given: Option<&String>) -> String {
     given.map_or_else(|| DEFAULT_PROTOCOL.into(), Clone::clone)
 }
 
-/// As ports spell it.
-fn protocol_of(transport: Transport) -> &'static str {
-    match transport {
-        Transport::Tcp => "TCP",
-        Transport::Udp => "UDP",
-    }
-}
-
 // === impl ServicePorts ===
 
 impl ServicePorts {
@@ -88,7 +80,7 @@ impl ServicePorts {
     }
 
     fn port(&self, number: u16, transport: Transport) -> Option<&ServicePort> {
-        let protocol = protocol_of(transport);
+        let protocol = transport.as_str();
         let mut ports = self.ports.iter();
         ports.find(|port| port.number == i32::from(number) && port.protocol == protocol)
     }
@@ -112,7 +104,7 @@ impl ServicePorts {
         transport: Transport,
         slices: impl Iterator<Item = &'a SliceEndpoints>,
     ) -> Result<Vec<Endpoint>, String> {
-        let protocol = protocol_of(transport);
+        let protocol = transport.as_str();
         let service_port = self.port(port, transport);
         if let Some(host) = &self.external_name {
             let target = service_port.and_then(|port| port.target);

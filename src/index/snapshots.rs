@@ -8,7 +8,7 @@ use super::{
 };
 use crate::model::{
     AttachedRoute, Backend, Certificates, Forward, HostnamePattern, HttpListener, HttpRouteKind,
-    NamedForward, NodeSpec, Port, RouteId, Snapshot, TcpListener, Termination, TlsListener,
+    NamedForward, NodeSpec, Port, Role, RouteId, Snapshot, TcpListener, Termination, TlsListener,
     TlsMode, TlsRoutes, UdpListener,
 };
 use std::{
@@ -36,6 +36,7 @@ impl Known<'_> {
             .map(|(id, backend)| (id.clone(), self.showing_certificate(backend)));
         Some(Snapshot {
             gateway: self.candidate.name.clone(),
+            role: Role::Ingress,
             generation: self.candidate.generation,
             node: NodeSpec {
                 name: node.name.clone(),
@@ -52,10 +53,11 @@ impl Known<'_> {
     /// itself what it thinks of that.
     fn showing_certificate(&self, backend: &Backend) -> Backend {
         let mut backend = backend.clone();
-        if let (Some(tls), Some(Ok(certificate))) =
-            (&mut backend.tls, &self.candidate.client_certificate)
-        {
-            tls.certificate = Some(certificate.clone());
+        if let Some(Ok(certificate)) = &self.candidate.client_certificate {
+            let members = backend.members.iter_mut().map(|member| &mut member.tls);
+            for tls in members.chain([&mut backend.tls]).flatten() {
+                tls.certificate = Some(certificate.clone());
+            }
         }
         backend
     }

@@ -158,11 +158,11 @@ impl Condition {
     }
 
     /// A condition that is `True` with the reason of the same name, as most are when all is well.
-    pub(super) fn fine(kind: &'static str, generation: i64) -> Self {
+    pub fn fine(kind: &'static str, generation: i64) -> Self {
         Self::new(kind, true, kind, String::new(), generation)
     }
 
-    pub(super) fn new(
+    pub fn new(
         kind: &'static str,
         status: bool,
         reason: &'static str,
@@ -191,9 +191,10 @@ impl Condition {
 
 /// Something that is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) reason: &'static str,
-    pub(super) message: String,
+pub struct Finding {
+    /// Of a condition.
+    pub reason: &'static str,
+    pub message: String,
 }
 
 impl Finding {

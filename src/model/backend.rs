@@ -1,6 +1,9 @@
-use super::{BackendTls, ObjectName};
+use super::{BackendTls, HealthCheck, ObjectName};
 use serde::Serialize;
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+};
 
 /// Where connections of a route go: one of `backends`, drawn by weight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,13 +36,23 @@ pub struct WeightedBackend {
     pub backend: Option<BackendId>,
 }
 
-/// A Service and one of its ports.
+/// An object that can be a backend, and one of its ports.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendId {
-    pub service: ObjectName,
+    pub kind: BackendKind,
+    pub object: ObjectName,
     pub port: u16,
-    /// A Service can have a port twice.
+    /// An object can have a port twice.
     pub transport: Transport,
+}
+
+/// What a backend is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum BackendKind {
+    #[default]
+    Service,
+    /// `TailscaleEndpoints`
+    Endpoints,
 }
 
 /// What carries bytes to a port.
@@ -51,14 +64,35 @@ pub enum Transport {
 }
 
 /// The endpoints of a [`BackendId`]; none means that nothing is ready now.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Backend {
     #[serde(skip_serializing_if = "BackendProtocol::is_default")]
     pub protocol: BackendProtocol,
     /// `None`: in plain.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
+    /// All alike.
     pub endpoints: Vec<Endpoint>,
+    /// Those that have something of their own: the endpoints of a `TailscaleEndpoints`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub members: Vec<Member>,
+}
+
+/// An endpoint with a name, a share and a check of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Member {
+    /// Its health is told by this name, which no other of the snapshot has, unless that is the
+    /// very same endpoint.
+    pub name: String,
+    pub endpoint: Endpoint,
+    /// Share of what goes to the backend, above 0.
+    pub weight: u32,
+    /// `None`: in plain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTls>,
+    /// `None`: it is not checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub check: Option<HealthCheck>,
 }
 
 /// What a backend speaks to a proxy of HTTP (`appProtocol` of the Service's port).
@@ -77,6 +111,9 @@ pub enum Endpoint {
     Address(IpAddr, u16),
     /// A DNS name, resolved when it is connected to.
     Name(String, u16),
+    /// Somebody in the tailnet, by IP address, by name (full, or its first label) or as a service
+    /// (`svc:name`): found by the Gateway's own node when it is connected to.
+    Tailnet(String, u16),
 }
 
 // === impl Forward ===
@@ -94,9 +131,8 @@ impl Backend {
     /// One that speaks HTTP/1.1, if it speaks HTTP at all.
     pub fn new(endpoints: Vec<Endpoint>) -> Self {
         Self {
-            protocol: BackendProtocol::default(),
-            tls: None,
             endpoints,
+            ..Self::default()
         }
     }
 }
@@ -109,11 +145,34 @@ impl BackendProtocol {
     }
 }
 
+// === impl Transport ===
+
+impl Transport {
+    /// As Kubernetes spells it (`TCP`, `UDP`).
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        }
+    }
+}
+
 // === impl BackendId ===
+
+impl BackendId {
+    /// Whether it is a port of this Service.
+    pub fn is_service(&self, service: &ObjectName) -> bool {
+        self.kind == BackendKind::Service && self.object == *service
+    }
+}
 
 impl fmt::Display for BackendId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.service, self.port)?;
+        match self.kind {
+            BackendKind::Service => {}
+            BackendKind::Endpoints => f.write_str("TailscaleEndpoints ")?,
+        }
+        write!(f, "{}:{}", self.object, self.port)?;
         match self.transport {
             Transport::Tcp => Ok(()),
             Transport::Udp => f.write_str("/udp"),
@@ -129,12 +188,29 @@ impl Serialize for BackendId {
 
 // === impl Endpoint ===
 
+impl Endpoint {
+    /// Whether only a node of the tailnet reaches it.
+    pub fn is_in_tailnet(&self) -> bool {
+        matches!(self, Self::Tailnet(..))
+    }
+
+    pub fn port(&self) -> u16 {
+        match self {
+            Self::Address(_, port) | Self::Name(_, port) | Self::Tailnet(_, port) => *port,
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address(IpAddr::V6(ip), port) => write!(f, "[{ip}]:{port}"),
             Self::Address(ip, port) => write!(f, "{ip}:{port}"),
             Self::Name(name, port) => write!(f, "{name}:{port}"),
+            Self::Tailnet(host, port) if host.parse::<Ipv6Addr>().is_ok() => {
+                write!(f, "tailnet:[{host}]:{port}")
+            }
+            Self::Tailnet(host, port) => write!(f, "tailnet:{host}:{port}"),
         }
     }
 }

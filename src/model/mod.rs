@@ -1,13 +1,13 @@
 //! What a Gateway serves: the [`Snapshot`] and its parts.
 //!
 //! ```text
-//!   Snapshot (one Gateway)
+//!   Snapshot (one Gateway, or one egress)
 //!   ├── node: NodeSpec                     the tailnet node to be
 //!   ├── ports: port → Port                 Tcp(TcpListener) | Http([HttpListener]) | Tls([TlsListener])
 //!   │                └── route: Forward    weighted BackendIds, or routes: RouteIds
 //!   ├── udp_ports: port → UdpListener
 //!   ├── http_routes: RouteId → HttpRoute   rules, filters, weighted BackendIds
-//!   └── backends: BackendId → Backend      endpoints
+//!   └── backends: BackendId → Backend      endpoints, or members with checks of their own
 //! ```
 //!
 //! The model knows neither Kubernetes nor Tailscale nor a wire format. A value that exists is
@@ -15,6 +15,7 @@
 
 mod backend;
 mod certificate;
+mod health;
 mod hostname;
 mod http;
 mod identity;
@@ -25,10 +26,11 @@ mod table;
 mod trust;
 
 pub use backend::{
-    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, Transport,
-    WeightedBackend,
+    Backend, BackendId, BackendKind, BackendProtocol, Endpoint, Forward, Member, ProxyProtocol,
+    Transport, WeightedBackend,
 };
 pub use certificate::{Certificate, CertificateError};
+pub use health::{Health, HealthCheck, Probe};
 pub use hostname::{HostnameError, HostnamePattern};
 pub use http::{
     AttachedRoute, Cors, HeaderChange, HttpBackend, HttpFilter, HttpListener, HttpMatch,
@@ -53,7 +55,10 @@ use std::collections::BTreeMap;
 /// Everything the data plane of one Gateway needs, secrets included (they serialize redacted).
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Snapshot {
+    /// What it is of; of an egress, `tailscaleendpoints/<name>` in the namespace of the object.
     pub gateway: ObjectName,
+    #[serde(skip_serializing_if = "Role::is_ingress")]
+    pub role: Role,
     /// `metadata.generation` of the Gateway this was made from; 0 when the object has none.
     pub generation: i64,
     pub node: NodeSpec,
@@ -69,8 +74,31 @@ pub struct Snapshot {
     pub backends: BTreeMap<BackendId, Backend>,
 }
 
+/// On which side of its node a snapshot is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Role {
+    /// Listeners are in the tailnet.
+    #[default]
+    Ingress,
+    /// Listeners are on the network of the pod, so that others of the cluster reach the tailnet.
+    Egress,
+}
+
 /// The tailnet node that a Gateway becomes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NodeSpec {
     pub name: NodeName,
+}
+
+// === impl Role ===
+
+impl Role {
+    #[expect(
+        clippy::trivially_copy_pass_by_ref,
+        reason = "the signature is serde's"
+    )]
+    fn is_ingress(&self) -> bool {
+        *self == Self::Ingress
+    }
 }

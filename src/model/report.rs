@@ -1,5 +1,6 @@
+use super::Health;
 use serde::{Deserialize, Serialize};
-use std::{net::IpAddr, time::SystemTime};
+use std::{collections::BTreeMap, net::IpAddr, time::SystemTime};
 
 /// What the data plane says of a Gateway's node: the part of its status that no object tells.
 ///
@@ -17,6 +18,9 @@ pub struct NodeReport {
     pub programmed: Programmed,
     pub tailnet: TailnetReport,
     pub certificate: CertificateReport,
+    /// Of the endpoints that are checked, by name; of those that are not here, nothing is known yet.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub health: BTreeMap<String, Health>,
 }
 
 /// Whether the node serves its snapshot.

@@ -1,6 +1,7 @@
 //! Who is believed to be who it says: backends of TLS, and clients that show a certificate.
 
 use super::Certificate;
+use base64::{Engine, engine::general_purpose::STANDARD};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -28,6 +29,8 @@ pub enum Trust {
     System,
     /// These; with none of them no certificate is believed, and nothing is sent.
     Authorities(Authorities),
+    /// Anybody's.
+    Anybody,
 }
 
 /// A subject alternative name (RFC 5280 §4.2.1.6).
@@ -106,6 +109,23 @@ impl Authorities {
 
     pub fn certificates(&self) -> &[CertificateDer<'static>] {
         &self.0
+    }
+
+    /// As text that [`Authorities::from_pem`] reads (RFC 7468).
+    pub fn to_pem(&self) -> String {
+        let mut text = String::new();
+        for certificate in &self.0 {
+            text.push_str("-----BEGIN CERTIFICATE-----\n");
+            let mut encoded = STANDARD.encode(certificate);
+            while !encoded.is_empty() {
+                let rest = encoded.split_off(encoded.len().min(64));
+                text.push_str(&encoded);
+                text.push('\n');
+                encoded = rest;
+            }
+            text.push_str("-----END CERTIFICATE-----\n");
+        }
+        text
     }
 
     pub fn is_empty(&self) -> bool {

@@ -1,8 +1,8 @@
 //! Listeners on sockets of this host.
 
 use super::{
-    Accepted, Admission, BindError, Datagrams, End, Flow, Listener, Network, Replies,
-    SpliceOptions, Stream, Transfer, relay::copy_both,
+    Accepted, Admission, BindError, Datagrams, Flow, Listener, Network, Outbound, Replies,
+    SpliceOptions, Stream, Transfer, outbound::copy,
 };
 use crate::model::Identity;
 use socket2::SockRef;
@@ -10,12 +10,12 @@ use std::{
     io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UdpSocket},
 };
 
@@ -124,6 +124,11 @@ impl HostListener {
     }
 }
 
+/// Without the disguise that addresses of IPv4 have where a socket takes both (RFC 4291 §2.5.5.2).
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 impl Listener for HostListener {
     type Accepted = HostAccepted;
 
@@ -136,8 +141,8 @@ impl Listener for HostListener {
             match self.listener.accept().await {
                 Ok((stream, source)) => {
                     let flow = Flow {
-                        source,
-                        destination: self.asked(&stream),
+                        source: plain(source),
+                        destination: plain(self.asked(&stream)),
                     };
                     if self.admission.admit(&flow) {
                         return Some(HostAccepted { stream, flow });
@@ -170,31 +175,8 @@ impl Accepted for HostAccepted {
         Ok(HostStream(self.stream))
     }
 
-    async fn splice(mut self, mut backend: TcpStream, options: SpliceOptions) -> Transfer {
-        // Until it ended in order, leaving early resets both.
-        reset_on_close(&self.stream);
-        reset_on_close(&backend);
-        let end = match backend.write_all(&options.prefix).await {
-            Ok(()) => {
-                copy_both(
-                    &mut self.stream,
-                    &mut backend,
-                    options.idle_timeout,
-                    &options.progress,
-                )
-                .await
-            }
-            Err(_) => End::BackendReset,
-        };
-        if end == End::Eof {
-            close_in_order(&self.stream);
-            close_in_order(&backend);
-        }
-        Transfer {
-            received: options.progress.received.load(Ordering::Relaxed),
-            sent: options.progress.sent.load(Ordering::Relaxed),
-            end,
-        }
+    async fn splice(self, backend: Outbound, options: SpliceOptions) -> Transfer {
+        copy(Outbound::Host(self.stream), backend, options).await
     }
 
     fn reset(self) {

@@ -1,8 +1,8 @@
 //! Listeners on a tailnet node.
 
 use super::{
-    Accepted, Admission, BindError, End, Flow, Listener, Network, SpliceOptions, Stream, Transfer,
-    packets::NodeDatagrams,
+    Accepted, Admission, BindError, End, Flow, Listener, Network, Outbound, SpliceOptions, Stream,
+    Transfer, outbound::copy, packets::NodeDatagrams,
 };
 use crate::{
     model::Identity,
@@ -13,7 +13,6 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
 };
-use tokio::net::TcpStream;
 
 impl Network for Node {
     type Listener = NodeListener;
@@ -41,6 +40,10 @@ impl Network for Node {
 
     async fn bind_datagrams(&self, port: u16) -> Result<NodeDatagrams, BindError> {
         NodeDatagrams::bind(self, port)
+    }
+
+    fn node(&self) -> Option<&Node> {
+        Some(self)
     }
 }
 
@@ -87,7 +90,13 @@ impl Accepted for Pending {
         Pending::open(self)
     }
 
-    async fn splice(self, backend: TcpStream, options: SpliceOptions) -> Transfer {
+    async fn splice(self, backend: Outbound, options: SpliceOptions) -> Transfer {
+        let backend = match backend {
+            Outbound::Host(stream) => stream,
+            // The library splices to sockets of the host: a reset would be lost on the way to
+            // another that it has itself.
+            Outbound::Tailnet(_) => return splice_back(self, backend, options).await,
+        };
         let progress = options.progress;
         let splice = Splice {
             prefix: options.prefix,
@@ -110,6 +119,18 @@ impl Accepted for Pending {
 
     fn reset(self) {
         Pending::reset(self);
+    }
+}
+
+/// Copies between a peer of the tailnet and a backend in it.
+async fn splice_back(peer: Pending, backend: Outbound, options: SpliceOptions) -> Transfer {
+    match Pending::open(peer) {
+        Ok(stream) => Box::pin(copy(Outbound::tailnet(stream), backend, options)).await,
+        Err(_) => Transfer {
+            received: 0,
+            sent: 0,
+            end: End::PeerReset,
+        },
     }
 }
 

@@ -1,7 +1,10 @@
 //! TLS to backends: who is believed to be one (Gateway API `BackendTLSPolicy`), and the handshake.
 
-use super::{balance::Unreachable, tls::provider};
-use crate::model::{BackendTls, SubjectName, Trust};
+use super::{reach::Unreachable, tls::provider};
+use crate::{
+    model::{BackendTls, SubjectName, Trust},
+    net::Outbound,
+};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
     client::{
@@ -18,7 +21,6 @@ use std::{
     io,
     sync::{Arc, OnceLock},
 };
-use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 use x509_parser::extensions::GeneralName;
@@ -44,7 +46,7 @@ pub(super) struct Security {
 }
 
 /// A connection to a backend, in TLS when its policy asks for that.
-pub(super) type BackendStream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+pub(super) type BackendStream = Either<Outbound, Box<TlsStream<Outbound>>>;
 
 /// What is offered by ALPN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +73,8 @@ pub(super) enum SecurityError {
 /// Believes certificates of some authorities for some names.
 #[derive(Debug)]
 struct Verifier {
-    roots: RootCertStore,
+    /// `None`: anybody is believed.
+    roots: Option<RootCertStore>,
     /// Empty: the name of the server that was asked for.
     names: Vec<SubjectName>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -102,7 +105,7 @@ impl Link {
     /// Makes a connection what it must be before the first byte.
     pub(super) async fn secure(
         &self,
-        stream: TcpStream,
+        stream: Outbound,
         offer: Offer,
     ) -> Result<BackendStream, Unreachable> {
         match self {
@@ -113,6 +116,15 @@ impl Link {
                 Err(error) if is_distrust(&error) => Err(Unreachable::Distrusted),
                 Err(_) => Err(Unreachable::Tls),
             },
+        }
+    }
+
+    /// Whether it was made of this.
+    pub(super) fn is_for(&self, wanted: Option<&BackendTls>) -> bool {
+        match self {
+            Self::Plain => wanted.is_none(),
+            Self::Tls(security) => wanted == Some(&security.wanted),
+            Self::Broken => false,
         }
     }
 
@@ -158,7 +170,7 @@ impl Security {
         })
     }
 
-    async fn connect(&self, stream: TcpStream, offer: Offer) -> io::Result<TlsStream<TcpStream>> {
+    async fn connect(&self, stream: Outbound, offer: Offer) -> io::Result<TlsStream<Outbound>> {
         let config = self.offering[offer as usize].get_or_init(|| {
             let mut config = self.config.clone();
             let protocols = offer.protocols().iter();
@@ -182,7 +194,7 @@ impl Offer {
 }
 
 /// The socket below a connection.
-pub(super) fn socket(stream: &BackendStream) -> &TcpStream {
+pub(super) fn socket(stream: &BackendStream) -> &Outbound {
     match stream {
         Either::Left(stream) => stream,
         Either::Right(stream) => stream.get_ref().0,
@@ -195,9 +207,11 @@ fn is_distrust(error: &io::Error) -> bool {
     matches!(cause, Some(rustls::Error::InvalidCertificate(_)))
 }
 
-fn roots(trust: &Trust) -> Result<RootCertStore, SecurityError> {
+/// The authorities that are believed; `None`: anybody is.
+fn roots(trust: &Trust) -> Result<Option<RootCertStore>, SecurityError> {
     let roots = match trust {
         Trust::System => system_roots().clone(),
+        Trust::Anybody => return Ok(None),
         Trust::Authorities(authorities) => {
             let mut roots = RootCertStore::empty();
             for certificate in authorities.certificates() {
@@ -209,7 +223,7 @@ fn roots(trust: &Trust) -> Result<RootCertStore, SecurityError> {
     };
     match roots.is_empty() {
         true => Err(SecurityError::NobodyTrusted),
-        false => Ok(roots),
+        false => Ok(Some(roots)),
     }
 }
 
@@ -247,13 +261,16 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(roots) = &self.roots else {
+            return Ok(ServerCertVerified::assertion());
+        };
         let certificate = Shown {
             der: end_entity,
             parsed: ParsedCertificate::try_from(end_entity)?,
         };
         verify_server_cert_signed_by_trust_anchor(
             &certificate.parsed,
-            &self.roots,
+            roots,
             intermediates,
             now,
             self.algorithms.all,

@@ -1,20 +1,27 @@
 //! Which endpoint a connection or request goes to.
 
-use super::{backend_tls::Link, http::Pool};
-use crate::model::{
-    Backend, BackendId, BackendProtocol, Endpoint, Forward, ProxyProtocol, Snapshot,
+use super::{
+    backend_tls::Link,
+    health::{Checks, Standing},
+    http::Pool,
+    reach::{Unreachable, reach},
+};
+use crate::{
+    model::{
+        Backend, BackendId, BackendProtocol, BackendTls, Endpoint, Forward, ProxyProtocol, Snapshot,
+    },
+    net::Outbound,
+    tailnet::Node,
 };
 use std::{
     collections::{BTreeMap, HashMap},
-    io,
-    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 
 /// The backends of a snapshot, with the open connections of their endpoints.
 #[derive(Clone, Debug, Default)]
@@ -44,8 +51,20 @@ pub(super) struct Weights {
 pub(super) struct Balancer {
     pub(super) name: String,
     pub(super) protocol: BackendProtocol,
+    /// Of its endpoints, unless they have links of their own.
     pub(super) link: Link,
-    endpoints: Vec<Arc<Tracked>>,
+    choices: Vec<Choice>,
+    /// Whether some endpoints have a greater share than others.
+    is_weighted: bool,
+}
+
+/// An endpoint that can be drawn.
+#[derive(Debug)]
+struct Choice {
+    tracked: Arc<Tracked>,
+    weight: u32,
+    /// `None`: it is not checked.
+    standing: Option<Arc<Standing>>,
 }
 
 /// An endpoint and how many connections or requests it has. Survives snapshots that still name
@@ -54,6 +73,8 @@ pub(super) struct Balancer {
 pub(super) struct Tracked {
     endpoint: Endpoint,
     link: Link,
+    /// By which it is reached when it is in a tailnet.
+    node: Option<Node>,
     pool: Pool,
     open: AtomicUsize,
     /// When connecting failed last, in milliseconds of [`clock`]; 0 when it did not.
@@ -77,30 +98,22 @@ pub(super) struct Connected {
     tracked: Arc<Tracked>,
 }
 
-/// Why no endpoint was reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unreachable {
-    NoEndpoints,
-    Name,
-    Timeout,
-    Refused,
-    /// Its certificate is not believed, or not the one that was asked for.
-    Distrusted,
-    /// No TLS could be agreed on.
-    Tls,
-    Other,
-}
-
 // === impl Backends ===
 
 impl Backends {
-    /// Those of a snapshot; endpoints that stay keep their counts.
-    pub(super) fn of(snapshot: &Snapshot, before: &Self) -> Self {
+    /// Those of a snapshot; endpoints that stay keep their counts. `node`: by which those in a
+    /// tailnet are reached.
+    pub(super) fn of(
+        snapshot: &Snapshot,
+        before: &Self,
+        checks: &Checks,
+        node: Option<&Node>,
+    ) -> Self {
         let by_id = snapshot
             .backends
             .iter()
             .map(|(id, backend)| {
-                let balancer = Balancer::of(id, backend, before.by_id.get(id));
+                let balancer = Balancer::of(id, backend, before.by_id.get(id), checks, node);
                 (id.clone(), Arc::new(balancer))
             })
             .collect();
@@ -136,8 +149,8 @@ impl Route {
         drawn.any(|(backend, weight)| {
             weight > 0
                 && backend.as_ref().is_some_and(|balancer| {
-                    let mut endpoints = balancer.endpoints.iter();
-                    endpoints.any(|known| Arc::ptr_eq(known, endpoint))
+                    let mut choices = balancer.choices.iter();
+                    choices.any(|known| Arc::ptr_eq(&known.tracked, endpoint))
                 })
         })
     }
@@ -172,40 +185,44 @@ impl Weights {
 }
 
 impl Balancer {
-    fn of(id: &BackendId, backend: &Backend, before: Option<&Arc<Self>>) -> Self {
+    fn of(
+        id: &BackendId,
+        backend: &Backend,
+        before: Option<&Arc<Self>>,
+        checks: &Checks,
+        node: Option<&Node>,
+    ) -> Self {
         let name = id.to_string();
-        let link = Link::new(
-            &name,
-            backend.tls.as_ref(),
-            before.map(|before| &before.link),
-        );
-        // A connection made under another policy is never used again.
-        let known: HashMap<&Endpoint, &Arc<Tracked>> = before
-            .iter()
-            .flat_map(|balancer| &balancer.endpoints)
-            .filter(|tracked| tracked.link.is_same(&link))
-            .map(|tracked| (&tracked.endpoint, tracked))
-            .collect();
-        let endpoints = backend
-            .endpoints
-            .iter()
-            .map(|endpoint| match known.get(endpoint) {
-                Some(tracked) => Arc::clone(tracked),
-                None => Arc::new(Tracked {
-                    endpoint: endpoint.clone(),
-                    link: link.clone(),
-                    pool: Pool::default(),
-                    open: AtomicUsize::new(0),
-                    failed: AtomicU64::new(0),
-                }),
-            })
-            .collect();
+        let known = Known::of(&name, before, node);
+        let old = before.map(|before| &before.link);
+        let link = Link::new(&name, backend.tls.as_ref(), old);
+        let alike = backend.endpoints.iter().map(|endpoint| Choice {
+            tracked: known.tracked(endpoint, link.clone()),
+            weight: 1,
+            standing: None,
+        });
+        let members = backend.members.iter().map(|member| Choice {
+            tracked: known.tracked(
+                &member.endpoint,
+                known.link(&member.endpoint, member.tls.as_ref()),
+            ),
+            weight: member.weight,
+            standing: checks.standing(&member.name),
+        });
+        let choices: Vec<_> = alike.chain(members).collect();
         Self {
-            name,
             protocol: backend.protocol,
             link,
-            endpoints,
+            is_weighted: choices.iter().any(|c| c.weight != choices[0].weight),
+            choices,
+            name,
         }
+    }
+
+    /// Whether all of it is spoken to in plain.
+    pub(super) fn is_plain(&self) -> bool {
+        let mut choices = self.choices.iter();
+        choices.all(|choice| matches!(choice.tracked.link, Link::Plain))
     }
 
     /// An endpoint for a request: of two drawn at random, that with fewer.
@@ -220,7 +237,7 @@ impl Balancer {
         &self,
         timeout: Duration,
         failed: impl Fn(Unreachable),
-    ) -> Option<(TcpStream, Connected)> {
+    ) -> Option<(Outbound, Connected)> {
         let Some(first) = self.pick(None) else {
             failed(Unreachable::NoEndpoints);
             return None;
@@ -234,34 +251,115 @@ impl Balancer {
         connected.map_err(failed).ok()
     }
 
-    /// One that was reached lately, if there is any; the rest are better than none.
+    /// One that is well and was reached lately, if there is any; the rest are better than none.
     fn pick(&self, not: Option<&Arc<Tracked>>) -> Option<Arc<Tracked>> {
-        let others = || {
-            self.endpoints
-                .iter()
-                .filter(|e| not.is_none_or(|not| !Arc::ptr_eq(e, not)))
-        };
-        let mut left: Vec<_> = others().filter(|e| !e.is_set_aside()).collect();
-        if left.is_empty() {
-            left = others().collect();
+        let mut left: Vec<_> = self.choices.iter().collect();
+        left.retain(|choice| not.is_none_or(|not| !Arc::ptr_eq(&choice.tracked, not)));
+        for is_good in [Choice::is_well, Choice::is_reached] {
+            if left.iter().any(|choice| is_good(choice)) {
+                left.retain(|choice| is_good(choice));
+            }
         }
         let picked = match left.as_slice() {
             [] => return None,
             [only] => only,
+            several if self.is_weighted => by_weight(several),
             several => {
                 let count = several.len() as u64;
                 let one = below(count);
                 // A second one that is another.
                 let two = (one + 1 + below(count - 1)) % count;
-                let (one, two) = (several[one as usize], several[two as usize]);
-                if two.open.load(Ordering::Relaxed) < one.open.load(Ordering::Relaxed) {
-                    two
-                } else {
-                    one
-                }
+                several[one as usize].or_with_fewer(several[two as usize])
             }
         };
-        Some(Arc::clone(picked))
+        Some(Arc::clone(&picked.tracked))
+    }
+}
+
+/// Of two that are drawn by their shares, that with fewer for its share.
+fn by_weight<'a>(several: &[&'a Choice]) -> &'a Choice {
+    let draw = |left: &[&'a Choice]| {
+        let weights = Weights::new(left.iter().map(|choice| choice.weight));
+        weights.draw().unwrap_or(0)
+    };
+    let one = draw(several);
+    let mut rest = several.to_vec();
+    let one = rest.swap_remove(one);
+    match rest.is_empty() {
+        true => one,
+        false => one.or_with_fewer(rest[draw(&rest)]),
+    }
+}
+
+/// What is known of the endpoints of a backend before it is made anew.
+struct Known<'a> {
+    backend: &'a str,
+    tracked: HashMap<&'a Endpoint, Vec<&'a Arc<Tracked>>>,
+    node: Option<&'a Node>,
+}
+
+impl<'a> Known<'a> {
+    fn of(backend: &'a str, before: Option<&'a Arc<Balancer>>, node: Option<&'a Node>) -> Self {
+        let mut tracked: HashMap<_, Vec<_>> = HashMap::new();
+        for choice in before.iter().flat_map(|balancer| &balancer.choices) {
+            let of_endpoint = tracked.entry(&choice.tracked.endpoint).or_default();
+            of_endpoint.push(&choice.tracked);
+        }
+        Self {
+            backend,
+            tracked,
+            node,
+        }
+    }
+
+    fn of_endpoint(&self, endpoint: &Endpoint) -> impl Iterator<Item = &'a Arc<Tracked>> {
+        self.tracked.get(endpoint).into_iter().flatten().copied()
+    }
+
+    /// How an endpoint with a link of its own is spoken to.
+    fn link(&self, endpoint: &Endpoint, wanted: Option<&BackendTls>) -> Link {
+        let mut known = self.of_endpoint(endpoint);
+        let same = known.find(|tracked| tracked.link.is_for(wanted));
+        Link::new(self.backend, wanted, same.map(|tracked| &tracked.link))
+    }
+
+    /// The same as before, unless it is reached in another way: a connection made under another
+    /// policy is never used again.
+    fn tracked(&self, endpoint: &Endpoint, link: Link) -> Arc<Tracked> {
+        let mut known = self.of_endpoint(endpoint);
+        match known.find(|tracked| tracked.link.is_same(&link)) {
+            Some(tracked) => Arc::clone(tracked),
+            None => Arc::new(Tracked {
+                endpoint: endpoint.clone(),
+                link,
+                node: self.node.filter(|_| endpoint.is_in_tailnet()).cloned(),
+                pool: Pool::default(),
+                open: AtomicUsize::new(0),
+                failed: AtomicU64::new(0),
+            }),
+        }
+    }
+}
+
+impl Choice {
+    fn is_well(&self) -> bool {
+        let standing = self.standing.as_ref();
+        standing.is_none_or(|standing| !standing.is_unhealthy())
+    }
+
+    fn is_reached(&self) -> bool {
+        !self.tracked.is_set_aside()
+    }
+
+    fn or_with_fewer<'a>(&'a self, other: &'a Self) -> &'a Self {
+        let load = |of: &Self, share: u32| {
+            of.tracked.open.load(Ordering::Relaxed) as u64 * u64::from(share)
+        };
+        // Each has as many as its share allows where the products are the same.
+        match load(other, self.weight) < load(self, other.weight) {
+            true => other,
+            false => self,
+        }
     }
 }
 
@@ -281,34 +379,20 @@ impl Tracked {
     async fn connect(
         this: &Arc<Self>,
         timeout: Duration,
-    ) -> Result<(TcpStream, Connected), Unreachable> {
+    ) -> Result<(Outbound, Connected), Unreachable> {
         // Counted from here on, so that many connecting at once spread out.
         let connected = Self::count(this);
         let stream = connected.open_stream(timeout).await?;
         Ok((stream, connected))
     }
 
-    async fn open_stream(&self, timeout: Duration) -> Result<TcpStream, Unreachable> {
-        let deadline = Instant::now() + timeout;
-        let connect = async {
-            match &self.endpoint {
-                Endpoint::Address(ip, port) => TcpStream::connect(SocketAddr::new(*ip, *port))
-                    .await
-                    .map_err(Unreachable::of),
-                Endpoint::Name(name, port) => {
-                    let addresses: Vec<_> = tokio::net::lookup_host((name.as_str(), *port))
-                        .await
-                        .map_err(|_| Unreachable::Name)?
-                        .collect();
-                    TcpStream::connect(addresses.as_slice())
-                        .await
-                        .map_err(Unreachable::of)
-                }
-            }
-        };
-        tokio::time::timeout_at(deadline, connect)
-            .await
-            .unwrap_or(Err(Unreachable::Timeout))
+    async fn open_stream(&self, timeout: Duration) -> Result<Outbound, Unreachable> {
+        reach(&self.endpoint, self.node.as_ref(), timeout).await
+    }
+
+    /// By which it is reached when it is in a tailnet.
+    pub(super) fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
     }
 }
 
@@ -342,7 +426,7 @@ impl Connected {
     }
 
     /// A new connection to it. When that fails, others are drawn for a while.
-    pub(super) async fn open_stream(&self, timeout: Duration) -> Result<TcpStream, Unreachable> {
+    pub(super) async fn open_stream(&self, timeout: Duration) -> Result<Outbound, Unreachable> {
         let tracked = &self.tracked;
         let stream = tracked
             .open_stream(timeout)
@@ -350,33 +434,8 @@ impl Connected {
             .inspect_err(|_| tracked.failed.store(clock(), Ordering::Relaxed))?;
         tracked.failed.store(0, Ordering::Relaxed);
         // A proxy passes on what it gets when it gets it.
-        let _ = stream.set_nodelay(true);
+        stream.set_nodelay();
         Ok(stream)
-    }
-}
-
-// === impl Unreachable ===
-
-impl Unreachable {
-    fn of(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::ConnectionRefused => Self::Refused,
-            io::ErrorKind::TimedOut => Self::Timeout,
-            _ => Self::Other,
-        }
-    }
-
-    /// A label for metrics and logs.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::NoEndpoints => "no_endpoints",
-            Self::Name => "name_not_resolved",
-            Self::Timeout => "connect_timeout",
-            Self::Refused => "connection_refused",
-            Self::Distrusted => "certificate_not_believed",
-            Self::Tls => "tls_error",
-            Self::Other => "connect_error",
-        }
     }
 }
 
@@ -406,114 +465,4 @@ fn random() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{ObjectName, Transport, WeightedBackend};
-
-    fn id(name: &str) -> BackendId {
-        BackendId {
-            service: ObjectName::new("default", name),
-            port: 80,
-            transport: Transport::Tcp,
-        }
-    }
-
-    fn balancer(name: &str, ports: &[u16], before: Option<&Arc<Balancer>>) -> Arc<Balancer> {
-        let endpoints = ports
-            .iter()
-            .map(|&port| Endpoint::Address([127, 0, 0, 1].into(), port))
-            .collect();
-        Arc::new(Balancer::of(&id(name), &Backend::new(endpoints), before))
-    }
-
-    #[test]
-    fn connections_are_drawn_by_weight_and_invalid_backends_keep_their_share() {
-        let backends = Backends {
-            by_id: [("a", 1), ("b", 2)]
-                .map(|(name, port)| (id(name), balancer(name, &[port], None)))
-                .into(),
-        };
-        let weighted = |weight, backend: Option<&str>| WeightedBackend {
-            weight,
-            backend: backend.map(id),
-        };
-        let route = backends.route(&Forward {
-            route: ObjectName::new("default", "route"),
-            backends: vec![
-                weighted(6, Some("a")),
-                weighted(0, Some("b")),
-                weighted(3, Some("b")),
-                weighted(1, None),
-            ],
-            proxy_protocol: None,
-        });
-        let mut drawn = HashMap::new();
-        for _ in 0..20_000 {
-            *drawn
-                .entry(route.draw().map_or("none", |balancer| &balancer.name))
-                .or_insert(0) += 1;
-        }
-        for (name, expected) in [
-            ("default/a:80", 12_000),
-            ("default/b:80", 6_000),
-            ("none", 2_000),
-        ] {
-            let count: i32 = drawn[name];
-            assert!(
-                (count - expected).abs() < 700,
-                "{name}: {count}, not about {expected}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_route_without_weight_draws_nothing() {
-        let route = Backends::default().route(&Forward {
-            route: ObjectName::new("default", "route"),
-            backends: vec![WeightedBackend {
-                weight: 0,
-                backend: Some(id("a")),
-            }],
-            proxy_protocol: None,
-        });
-        assert!(route.draw().is_none());
-    }
-
-    #[test]
-    fn of_two_endpoints_the_one_with_fewer_connections_is_taken() {
-        let balancer = balancer("a", &[1, 2], None);
-        balancer.endpoints[0].open.store(5, Ordering::Relaxed);
-        for _ in 0..100 {
-            let picked = balancer.pick(None).unwrap();
-            assert_eq!(picked.endpoint, balancer.endpoints[1].endpoint);
-        }
-    }
-
-    #[test]
-    fn an_endpoint_that_was_not_reached_is_passed_over_while_there_are_others() {
-        let balancer = balancer("a", &[1, 2], None);
-        balancer.endpoints[0]
-            .failed
-            .store(clock(), Ordering::Relaxed);
-        balancer.endpoints[1].open.store(5, Ordering::Relaxed);
-        for _ in 0..100 {
-            let picked = balancer.pick(None).unwrap();
-            assert_eq!(picked.endpoint, balancer.endpoints[1].endpoint);
-        }
-        let other = balancer.pick(Some(&balancer.endpoints[1])).unwrap();
-        assert_eq!(other.endpoint, balancer.endpoints[0].endpoint);
-    }
-
-    #[test]
-    fn endpoints_that_stay_keep_their_counts() {
-        let before = balancer("a", &[1, 2], None);
-        before.endpoints[1].open.store(7, Ordering::Relaxed);
-        let after = balancer("a", &[2, 3], Some(&before));
-        let open: Vec<_> = after
-            .endpoints
-            .iter()
-            .map(|e| e.open.load(Ordering::Relaxed))
-            .collect();
-        assert_eq!(open, [7, 0]);
-    }
-}
+mod tests;

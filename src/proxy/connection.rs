@@ -4,12 +4,13 @@ use super::{
     Limits,
     access::{Access, Course},
     backend_tls::{BackendStream, Offer, socket},
-    balance::{Balancer, Connected, Route, Unreachable},
+    balance::{Balancer, Connected, Route},
     forwards::Forwards,
     http::{self, CurrentPort, HttpPort, Peer, Version},
     limits::Place,
     peer::{Passed, TlsPeer, Transport},
     proxy_protocol::Client,
+    reach::Unreachable,
     read_ahead::ReadAhead,
     tls::{self, Secured, Serves, TlsPort},
 };
@@ -17,15 +18,11 @@ use crate::{
     drain::Drain,
     metrics::{ListenerMetrics, Metrics},
     model::Identity,
-    net::{
-        Accepted, End, Flow, Progress, SpliceOptions, Stream,
-        host::{close_in_order, reset_on_close},
-        relay::copy_both,
-    },
+    net::{Accepted, End, Flow, Outbound, Progress, SpliceOptions, Stream, relay::copy_both},
 };
 use arc_swap::ArcSwap;
 use std::sync::{Arc, atomic::Ordering};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::io::AsyncWriteExt;
 use tokio_rustls::server::TlsStream;
 
 /// What a port serves at the moment.
@@ -74,7 +71,7 @@ pub(super) struct Context {
 struct Reached<'a> {
     route: &'a Arc<Route>,
     balancer: &'a Arc<Balancer>,
-    stream: TcpStream,
+    stream: Outbound,
     connected: Connected,
 }
 
@@ -298,7 +295,7 @@ async fn begin<'a, T: Transport>(
         mut stream,
         connected,
     } = connect(context, served, &peer.server_name).await?;
-    reset_on_close(&stream);
+    stream.reset_on_close();
     let header = route.proxy_protocol.map(|version| {
         let client = Client {
             server_name: &peer.server_name,
@@ -339,7 +336,7 @@ async fn relay<T: Transport>(
     let idle_timeout = context.limits.idle_timeout;
     let end = copy_both(&mut peer.stream, backend, idle_timeout, progress).await;
     if end == End::Eof {
-        close_in_order(socket(backend));
+        socket(backend).close_in_order();
         peer.in_order = true;
     }
     end

@@ -8,12 +8,14 @@ use crate::{
     drain::Drain,
     metrics::Metrics,
     model::{
-        CertificateReport, Issuance, NodeReport, Programmed, Snapshot, TailnetReport, TailnetState,
-        Unready,
+        CertificateReport, Issuance, NodeReport, Programmed, Role, Snapshot, TailnetReport,
+        TailnetState, Unready,
     },
+    net::{Network, pod::PodNetwork},
     tailnet::{Auth, Node, NodeConfig, Status},
 };
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -163,8 +165,20 @@ impl Serving {
     }
 
     async fn serve(&mut self, node: Node) {
+        let role = self.snapshots.borrow().role;
+        match role {
+            Role::Ingress => self.serve_on(node.clone(), node).await,
+            Role::Egress => {
+                self.settings.limits = self.settings.limits.clone().for_egress();
+                self.serve_on(PodNetwork::new(node.clone()), node).await;
+            }
+        }
+    }
+
+    /// Serves on a network, which is the node's own unless it is an egress.
+    async fn serve_on<N: Network>(&mut self, network: N, node: Node) {
         let mut proxy = Proxy::new(
-            node.clone(),
+            network,
             self.gateway.clone(),
             self.settings.limits.clone(),
             self.settings.metrics.clone(),
@@ -178,6 +192,7 @@ impl Serving {
         );
         let mut statuses = node.watch();
         let mut certificate = self.certificate.watch();
+        let mut health = proxy.health();
         let mut errors = Vec::new();
         let mut login = String::new();
         let mut applied = None;
@@ -199,7 +214,10 @@ impl Serving {
             if status.is_running() {
                 entry = Entry::Identity;
             }
-            let report = report_of(&snapshot, &status, entry, &state, &errors);
+            let report = NodeReport {
+                health: health.borrow_and_update().clone(),
+                ..report_of(&snapshot, &status, entry, &state, &errors)
+            };
             self.reports.send_if_modified(|current| {
                 let changed = *current != report;
                 *current = report;
@@ -208,6 +226,7 @@ impl Serving {
             let changed = tokio::select! {
                 changed = statuses.changed() => changed,
                 changed = certificate.changed() => changed,
+                changed = health.changed() => changed,
                 changed = self.snapshots.changed() => changed,
             };
             if changed.is_err() {
@@ -273,6 +292,7 @@ fn report_of(
         node_id: status.node_id.clone(),
         tailnet,
         certificate: certificate_report(snapshot, status, certificate),
+        health: BTreeMap::new(),
         programmed: match unready {
             Some((reason, message)) => Programmed::No { reason, message },
             None => Programmed::Generation(snapshot.generation),
@@ -316,7 +336,7 @@ fn tailnet_report(snapshot: &Snapshot, status: &Status, entry: Entry) -> Tailnet
         (not_running(status, entry), waiting_for(status))
     } else if name.is_empty() || status.magic_dns_off {
         (TailnetState::MagicDnsDisabled, NO_NAME.into())
-    } else if status.is_renamed() {
+    } else if status.is_renamed() && snapshot.role == Role::Ingress {
         (
             TailnetState::NameTaken,
             format!(
@@ -419,7 +439,7 @@ fn waiting_for(status: &Status) -> String {
 mod tests {
     use super::*;
     use crate::model::{
-        Certificates, HostnamePattern, HttpOptions, NodeName, NodeSpec, ObjectName, Port,
+        Certificates, HostnamePattern, HttpOptions, NodeName, NodeSpec, ObjectName, Port, Role,
         Termination, TlsListener, TlsMode, TlsRoutes,
     };
 
@@ -437,6 +457,7 @@ mod tests {
         };
         Snapshot {
             gateway: ObjectName::new("default", "web"),
+            role: Role::Ingress,
             generation: 3,
             node: NodeSpec {
                 name: NodeName::parse("web").unwrap(),

@@ -53,6 +53,18 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// For ports to which few proxies bring what many clients ask for: there is no limit for each
+    /// address.
+    pub(super) fn for_egress(self) -> Self {
+        Self {
+            connections_per_peer: self.connections,
+            udp_flows_per_peer: self.udp_flows,
+            ..self
+        }
+    }
+}
+
 /// Counts the open connections of a port. Asked before a handshake, it only looks; a place is
 /// taken when the connection is there, since a handshake that never completes tells nobody.
 pub(super) struct Gate {

@@ -13,11 +13,13 @@ mod clients;
 mod connection;
 mod forwards;
 mod gateway;
+mod health;
 mod hello;
 pub mod http;
 mod limits;
 mod peer;
 mod proxy_protocol;
+mod reach;
 mod read_ahead;
 mod renewal;
 mod tls;
@@ -31,7 +33,8 @@ use crate::{
     drain::Drain,
     metrics::{HttpMeter, ListenerMetrics, Metrics},
     model::{
-        ClientValidation, Port, Snapshot, TlsListener as TlsConfig, TlsMode, TlsRoutes, UdpListener,
+        ClientValidation, Health, Port, Snapshot, TlsListener as TlsConfig, TlsMode, TlsRoutes,
+        UdpListener,
     },
     net::{Accepted, BindError, Flow, Listener, Network},
 };
@@ -39,6 +42,7 @@ use arc_swap::ArcSwap;
 use balance::Backends;
 use connection::{Connection, Context, Served, Serving, Then, serve};
 use forwards::Forwards;
+use health::Checks;
 use http::{HttpPort, Listening, Made, Metering};
 use limits::Gate;
 use std::{
@@ -47,7 +51,7 @@ use std::{
     sync::Arc,
 };
 use tls::{Sessions, TlsListener, TlsPort};
-use tokio::task::JoinHandle;
+use tokio::{sync::watch, task::JoinHandle};
 use udp::{UdpPort, UdpServed};
 
 /// Serves the ports of one Gateway.
@@ -57,6 +61,7 @@ pub struct Proxy<N: Network> {
     drain: Drain,
     context: Arc<Context>,
     certificate: Arc<TailnetCertificate>,
+    checks: Checks,
     backends: Backends,
     ports: BTreeMap<u16, OpenPort>,
     udp_ports: BTreeMap<u16, UdpPort>,
@@ -102,6 +107,7 @@ impl<N: Network> Proxy<N> {
                 metrics,
             }),
             certificate,
+            checks: Checks::default(),
             backends: Backends::default(),
             ports: BTreeMap::new(),
             udp_ports: BTreeMap::new(),
@@ -113,7 +119,9 @@ impl<N: Network> Proxy<N> {
     /// Serves `snapshot` from now on. Open connections go on as they are; ports that are gone
     /// accept no more. What could not be opened is told; the rest is served.
     pub async fn apply(&mut self, snapshot: &Snapshot) -> Vec<PortError> {
-        self.backends = Backends::of(snapshot, &self.backends);
+        let node = self.network.node();
+        self.checks.follow(snapshot, &self.context, node);
+        self.backends = Backends::of(snapshot, &self.backends, &self.checks, node);
         self.close_ports(snapshot).await;
         // Kept until the new ones are there, so that what stays goes on from its counts.
         let before = std::mem::take(&mut self.meters);
@@ -130,6 +138,11 @@ impl<N: Network> Proxy<N> {
         }
         drop(before);
         errors
+    }
+
+    /// What is known of the endpoints that are checked, by name, and each change of it.
+    pub fn health(&self) -> watch::Receiver<BTreeMap<String, Health>> {
+        self.checks.watch()
     }
 
     /// Where the ports are bound, by the port of the snapshot.

@@ -138,7 +138,8 @@ impl Issuer for Node {
 mod tests {
     use super::*;
     use crate::model::{
-        Certificates, HttpOptions, NodeName, NodeSpec, ObjectName, Termination, TlsMode, TlsRoutes,
+        Certificates, HttpOptions, NodeName, NodeSpec, ObjectName, Role, Termination, TlsMode,
+        TlsRoutes,
     };
 
     fn snapshot() -> Snapshot {
@@ -155,6 +156,7 @@ mod tests {
         };
         Snapshot {
             gateway: ObjectName::new("default", "web"),
+            role: Role::Ingress,
             generation: 1,
             node: NodeSpec {
                 name: NodeName::parse("web").unwrap(),

@@ -145,6 +145,27 @@ const KINDS: &[Watched] = &[
         versions: &["v1alpha1"],
         plural: "tailscaletailnets",
     },
+    Watched {
+        kind: Kind::Endpoints,
+        name: "TailscaleEndpoints",
+        group: TAILWAY_GROUP,
+        versions: &["v1alpha1"],
+        plural: "tailscaleendpoints",
+    },
+    Watched {
+        kind: Kind::Backend,
+        name: "TailscaleBackend",
+        group: TAILWAY_GROUP,
+        versions: &["v1alpha1"],
+        plural: "tailscalebackends",
+    },
+    Watched {
+        kind: Kind::EgressSet,
+        name: "TailscaleEgressSet",
+        group: TAILWAY_GROUP,
+        versions: &["v1alpha1"],
+        plural: "tailscaleegresssets",
+    },
 ];
 
 const SECRET: Watched = Watched {
@@ -436,6 +457,9 @@ fn typed(kind: Kind, object: DynamicObject) -> Result<Object, String> {
             .map_err(|_| "its data is not as a Secret's".into()),
         Kind::Namespace => parse(value).map(Object::Namespace),
         Kind::Tailnet => parse(value).map(Object::Tailnet),
+        Kind::Endpoints => parse(value).map(Object::Endpoints),
+        Kind::Backend => parse(value).map(Object::Backend),
+        Kind::EgressSet => parse(value).map(Object::EgressSet),
     }
 }
 

@@ -203,6 +203,13 @@ impl Document<'_> {
             ("", "Secret", "v1") => Object::Secret(self.secret(value.clone())?),
             ("", "Namespace", "v1") => Object::Namespace(self.parse(value)?),
             (TAILWAY_GROUP, "TailscaleTailnet", "v1alpha1") => Object::Tailnet(self.parse(value)?),
+            (TAILWAY_GROUP, "TailscaleEndpoints", "v1alpha1") => {
+                Object::Endpoints(self.parse(value)?)
+            }
+            (TAILWAY_GROUP, "TailscaleEgressSet", "v1alpha1") => {
+                Object::EgressSet(self.parse(value)?)
+            }
+            (TAILWAY_GROUP, "TailscaleBackend", "v1alpha1") => Object::Backend(self.parse(value)?),
             _ => return Ok(None),
         }))
     }

@@ -102,6 +102,9 @@ pub(super) fn unknown_fields(given: &Value, object: &Object) -> Vec<String> {
         Object::Secret(o) => serde_json::to_value(o),
         Object::Namespace(o) => serde_json::to_value(o),
         Object::Tailnet(o) => serde_json::to_value(o),
+        Object::Endpoints(o) => serde_json::to_value(o),
+        Object::Backend(o) => serde_json::to_value(o),
+        Object::EgressSet(o) => serde_json::to_value(o),
     };
     let mut unknown = Vec::new();
     if let Ok(known) = known {

@@ -133,7 +133,10 @@ fn problem(file: &Path, place: Option<Place>, message: String) -> Problem {
 
 /// The file itself, or those of a directory. Names that start with a dot are left out: editors
 /// and mounted ConfigMaps keep their own there.
-pub(super) fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When it is not there or cannot be read.
+pub fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !fs::metadata(path)?.is_dir() {
         return Ok(vec![path.into()]);
     }

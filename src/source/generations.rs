@@ -44,6 +44,9 @@ fn spec_and_metadata(object: &mut Object) -> Option<(Value, &mut ObjectMeta)> {
         Object::BackendTlsPolicy(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::ReferenceGrant(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Tailnet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::Endpoints(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::Backend(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
+        Object::EgressSet(o) => (serde_json::to_value(&o.spec), &mut o.metadata),
         Object::Service(_)
         | Object::EndpointSlice(_)
         | Object::Secret(_)

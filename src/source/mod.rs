@@ -11,5 +11,5 @@ mod watch;
 pub use cluster::{Change, ClusterSettings, Watches, served, watch_cluster};
 pub use document::Problem;
 pub use fields::Place;
-pub use files::{LoadError, Loaded, load};
+pub use files::{LoadError, Loaded, files as files_of, load};
 pub use watch::{WatchError, watch};

@@ -77,6 +77,9 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
         Object::Secret(o) => metadata(&mut found, &o.metadata),
         Object::Namespace(o) => metadata(&mut found, &o.metadata),
         Object::Tailnet(o) => metadata(&mut found, &o.metadata),
+        Object::Endpoints(o) => metadata(&mut found, &o.metadata),
+        Object::Backend(o) => metadata(&mut found, &o.metadata),
+        Object::EgressSet(o) => metadata(&mut found, &o.metadata),
     }
     found.0
 }

@@ -409,6 +409,12 @@ impl NodeHandle {
         Ok((unsafe { OwnedFd::from_raw_fd(fd) }, port))
     }
 
+    pub(super) fn look_up(self, host: &str) -> Outcome<String> {
+        let host = c_string(host)?;
+        // SAFETY: the string is copied; `out` and `len` are valid for writing.
+        take_text(|out, len| unsafe { sys::tailscale_look_up(self.0, host.as_ptr(), out, len) })
+    }
+
     pub(super) fn whois(self, address: &str) -> Outcome<String> {
         let address = c_string(address)?;
         // SAFETY: the string is copied; `out` and `len` are valid for writing.

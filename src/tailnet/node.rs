@@ -275,6 +275,17 @@ impl Node {
         PacketSocket::new(fd, SocketAddr::new(address.ip(), port))
     }
 
+    /// The address of somebody in the tailnet: of a device by name (full, or its first label) or IP
+    /// address, of a service by name or as `svc:` and its name.
+    ///
+    /// # Errors
+    /// When the tailnet has none of that name or address.
+    pub fn look_up(&self, host: &str) -> Result<IpAddr, Error> {
+        let text = self.inner.handle.look_up(host)?;
+        let wrong = |_| Error::Answer(format!("{text:?} is no IP address"));
+        text.parse().map_err(wrong)
+    }
+
     /// Who has a tailnet address.
     ///
     /// # Errors

@@ -76,6 +76,19 @@ impl PacketSocket {
         Poll::Ready(source.map(|source| (HEADER..message.len(), source)))
     }
 
+    /// Sends one datagram, or fails with `WouldBlock` rather than to wait.
+    ///
+    /// # Errors
+    /// As [`PacketSocket::send`].
+    pub fn try_send(&self, payload: &[u8], to: SocketAddr) -> io::Result<()> {
+        if payload.len() > MAX_PAYLOAD {
+            return Err(io::Error::from_raw_os_error(libc::EMSGSIZE));
+        }
+        let header = encode(to);
+        let parts = [IoSlice::new(&header), IoSlice::new(payload)];
+        SockRef::from(&self.socket).send_vectored(&parts).map(drop)
+    }
+
     /// Sends one datagram.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ mod absence;
 mod changes;
 mod classes;
 mod conflicts;
+mod envoy;
 mod hands;
 pub mod lab;
 mod leader;

@@ -4,7 +4,7 @@ mod authority;
 mod client;
 mod copies;
 mod keys;
-mod scene;
+pub mod scene;
 mod script;
 mod stream;
 mod token;

@@ -5,9 +5,9 @@
 
 mod alone;
 mod changes;
-mod client;
+pub mod client;
 mod faults;
-mod lab;
+pub mod lab;
 mod paths;
 mod protocols;
 mod scene;

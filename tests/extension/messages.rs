@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::sync::OnceLock;
 
 /// A message that is written field by field.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Draft(Vec<u8>);
 
 impl Draft {

@@ -1,8 +1,10 @@
 //! The server, called as Envoy Gateway calls it.
 
-use super::messages::{Match, configuration, draft, eds_cluster, host, hosts, route, route_names};
-use bytes::Bytes;
-use serde_json::json;
+use super::{
+    hooks::{request, service, set},
+    messages::{Match, configuration, draft, host, hosts, route, route_names},
+};
+use prost::Message;
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -11,18 +13,23 @@ use std::{
 use tailway::{
     drain::Drain,
     extension::{
-        Call, EgressSet, Hook, Hooks, Known, Listener, Observer, Server, ServerSettings, Settings,
+        Call, EgressSet, Hook, Hooks, Known, Listener, Observer, Plan, Server, ServerSettings,
+        Settings,
         proto::{
-            ExtensionResource, PostTranslateExtensionContext, PostTranslateModifyRequest,
-            PostVirtualHostModifyRequest,
+            PostClusterModifyRequest, PostEndpointsModifyRequest, PostHttpListenerModifyRequest,
+            PostRouteModifyRequest, PostTranslateModifyRequest, PostVirtualHostModifyRequest,
             envoy_gateway_extension_client::EnvoyGatewayExtensionClient,
         },
     },
+    model::ObjectName,
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
 #[derive(Default)]
@@ -75,87 +82,239 @@ async fn connect(socket: &Path) -> Channel {
     endpoint.connect().await.unwrap()
 }
 
-/// The policy of Gateway `default/eg`, with a service for each name.
-fn policy(names: &[&str]) -> ExtensionResource {
-    let set = json!({
-        "apiVersion": "gateway.tailscale.com/v1alpha1",
-        "kind": "TailscaleEgressSet",
-        "metadata": { "namespace": "default", "name": "eg" },
-        "spec": spec(names),
-    });
-    ExtensionResource {
-        unstructured_bytes: serde_json::to_vec(&set).unwrap().into(),
-    }
-}
-
-fn spec(names: &[&str]) -> serde_json::Value {
-    let service = |name: &&str| {
-        json!({
-            "name": name,
-            "source": "default/endpoints",
-            "route": format!("tailscale-egress-{name}"),
-            "pathPrefix": format!("/api/{name}"),
-            "cluster": format!("external-backend-{name}"),
-            "upstream": {
-                "protocol": "HTTP",
-                "host": "example.com",
-                "targets": [{ "host": "example.com", "port": 80 }],
-            },
-        })
-    };
-    json!({
-        "targetRefs": [{ "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "eg" }],
-        "revision": "r1",
-        "services": names.iter().map(service).collect::<Vec<_>>(),
-    })
-}
-
-fn translation(policies: Vec<ExtensionResource>) -> PostTranslateModifyRequest {
+fn translation(services: &[&str]) -> PostTranslateModifyRequest {
+    let services = services.iter().map(|name| service(name)).collect();
     let user = host("*", [route("user", Match::Prefix("/"))]);
+    request(
+        &[set("default", "eg", services)],
+        vec![configuration([user])],
+    )
+}
+
+/// As Envoy Gateway asks when its configuration includes no routes and listeners.
+fn translation_without_policies() -> PostTranslateModifyRequest {
     PostTranslateModifyRequest {
-        post_translate_context: Some(PostTranslateExtensionContext {
-            extension_resources: policies,
-        }),
-        clusters: vec![eds_cluster("httproute/default/web/rule/0").done()],
-        secrets: vec![draft().bytes(1, "certificate").of_the_future().done()],
-        listeners: vec![draft().bytes(1, "listener").done()],
-        routes: vec![configuration([user]).of_the_future().done()],
+        listeners: Vec::new(),
+        ..request(&[], Vec::new())
     }
+}
+
+fn virtual_host() -> PostVirtualHostModifyRequest {
+    PostVirtualHostModifyRequest {
+        virtual_host: host("*", [route("user", Match::Prefix("/"))]).done(),
+        post_virtual_host_context: None,
+    }
+}
+
+fn plan(services: &[&str]) -> Option<Arc<Plan>> {
+    let services = services.iter().map(|name| service(name)).collect();
+    let spec = set("default", "eg", services)["spec"].take();
+    let set = EgressSet::from_spec(ObjectName::new("default", "eg"), spec).unwrap();
+    Some(Arc::new(Hooks::new(Settings::default()).plan([&set])))
 }
 
 #[tokio::test]
 async fn the_services_of_a_policy_come_back_as_routes_and_clusters() {
     let scene = Scene::start(None, ServerSettings::default());
-    let request = translation(vec![policy(&["web"])]);
+    let request = translation(&["web"]);
     let mut client = scene.client().await;
     let answer = client.post_translate_modify(request.clone()).await.unwrap();
     let answer = answer.into_inner();
-    let (routes, clusters) = (&answer.routes, &answer.clusters);
     assert_eq!(
-        route_names(&hosts(&routes[0])[0]),
+        route_names(&hosts(&answer.routes[0])[0]),
         ["tailscale-egress-web/grpc", "tailscale-egress-web", "user"]
     );
-    let names: Vec<_> = clusters
-        .iter()
-        .map(|cluster| cluster_name(cluster))
-        .collect();
-    assert_eq!(
-        names,
-        [
-            "httproute/default/web/rule/0",
-            "external-backend-web",
-            "external-backend-web/grpc"
-        ]
-    );
+    assert_eq!(answer.clusters.len(), request.clusters.len() + 2);
     assert_eq!(
         (&answer.secrets, &answer.listeners),
         (&request.secrets, &request.listeners)
     );
+    let calls = scene.calls.0.lock().unwrap();
+    let told = calls[0].result.as_ref().unwrap();
+    assert_eq!(calls[0].hook, Hook::Translation);
+    assert_eq!(
+        calls[0].sizes,
+        (request.encoded_len(), answer.encoded_len())
+    );
+    assert_eq!((told.routes, told.clusters), (2, 2));
 }
 
-fn cluster_name(cluster: &Bytes) -> String {
-    super::messages::cluster_json(cluster)["name"]
-        .as_str()
-        .unwrap()
-        .to_owned()
+#[tokio::test]
+async fn hooks_that_change_nothing_give_back_what_came() {
+    let scene = Scene::start(None, ServerSettings::default());
+    let mut client = scene.client().await;
+    let bytes = draft().bytes(1, "anything").of_the_future().done();
+    let route = PostRouteModifyRequest {
+        route: bytes.clone(),
+        post_route_context: None,
+    };
+    let answer = client.post_route_modify(route).await.unwrap();
+    assert_eq!(answer.into_inner().route, bytes);
+    let listener = PostHttpListenerModifyRequest {
+        listener: bytes.clone(),
+        post_listener_context: None,
+    };
+    let answer = client.post_http_listener_modify(listener).await.unwrap();
+    assert_eq!(answer.into_inner().listener, bytes);
+    let endpoints = PostEndpointsModifyRequest {
+        load_assignment: bytes.clone(),
+        post_endpoints_context: None,
+    };
+    let answer = client.post_endpoints_modify(endpoints).await.unwrap();
+    assert_eq!(answer.into_inner().load_assignment, bytes);
+    let cluster = PostClusterModifyRequest {
+        cluster: bytes.clone(),
+        post_cluster_context: None,
+    };
+    let answer = client.post_cluster_modify(cluster).await.unwrap();
+    assert_eq!(answer.into_inner().cluster, bytes);
+    let host = PostVirtualHostModifyRequest {
+        virtual_host: bytes.clone(),
+        post_virtual_host_context: None,
+    };
+    let answer = client.post_virtual_host_modify(host).await.unwrap();
+    assert_eq!(answer.into_inner().virtual_host, bytes);
+}
+
+#[tokio::test]
+async fn sets_that_have_not_been_read_put_off_what_needs_them_and_nothing_else() {
+    let (sender, known) = watch::channel(None);
+    let settings = ServerSettings {
+        bound: Duration::from_millis(50),
+        ..ServerSettings::default()
+    };
+    let scene = Scene::start(Some(known), settings);
+    let mut client = scene.client().await;
+    let refused = client.post_virtual_host_modify(virtual_host()).await;
+    assert_eq!(refused.err().unwrap().code(), Code::Unavailable);
+    let refused = client.post_translate_modify(translation_without_policies());
+    assert_eq!(refused.await.err().unwrap().code(), Code::Unavailable);
+    let answer = client.post_translate_modify(translation(&["web"])).await;
+    assert_eq!(answer.unwrap().into_inner().clusters.len(), 3);
+
+    sender.send_replace(plan(&["web"]));
+    let answer = client
+        .post_virtual_host_modify(virtual_host())
+        .await
+        .unwrap();
+    assert_eq!(
+        route_names(&answer.into_inner().virtual_host),
+        ["tailscale-egress-web/grpc", "tailscale-egress-web", "user"]
+    );
+    let answer = client
+        .post_translate_modify(translation_without_policies())
+        .await;
+    assert_eq!(answer.unwrap().into_inner().clusters.len(), 3);
+}
+
+#[tokio::test]
+async fn a_call_waits_for_the_sets_as_long_as_it_may_take() {
+    let (sender, known) = watch::channel(None);
+    let settings = ServerSettings {
+        bound: Duration::from_secs(60),
+        ..ServerSettings::default()
+    };
+    let scene = Scene::start(Some(known), settings);
+    let mut client = scene.client().await;
+    let call = tokio::spawn(async move { client.post_virtual_host_modify(virtual_host()).await });
+    // Either it waits already or it will find them.
+    tokio::task::yield_now().await;
+    sender.send_replace(plan(&["web"]));
+    let answer = call.await.unwrap().unwrap().into_inner();
+    assert_eq!(route_names(&answer.virtual_host).len(), 3);
+}
+
+#[tokio::test]
+async fn sets_that_never_come_hold_up_nobody_for_ever() {
+    let (_sender, known) = watch::channel(None);
+    let settings = ServerSettings {
+        patience: Duration::ZERO,
+        ..ServerSettings::default()
+    };
+    let scene = Scene::start(Some(known), settings);
+    let mut client = scene.client().await;
+    let answer = client
+        .post_virtual_host_modify(virtual_host())
+        .await
+        .unwrap();
+    assert_eq!(
+        answer.into_inner().virtual_host,
+        virtual_host().virtual_host
+    );
+}
+
+#[tokio::test]
+async fn a_message_that_is_too_large_is_refused_and_the_next_is_answered() {
+    let settings = ServerSettings {
+        max_message: 10_000,
+        ..ServerSettings::default()
+    };
+    let scene = Scene::start(None, settings);
+    let mut client = scene.client().await;
+    let mut large = translation(&["web"]);
+    large
+        .clusters
+        .push(draft().bytes(1, vec![b'x'; 20_000]).done());
+    let refused = client.post_translate_modify(large).await.err().unwrap();
+    assert_eq!(refused.code(), Code::OutOfRange);
+    assert!(
+        client
+            .post_translate_modify(translation(&["web"]))
+            .await
+            .is_ok()
+    );
+}
+
+#[tokio::test]
+async fn its_health_is_that_of_the_service_and_of_the_process() {
+    let scene = Scene::start(None, ServerSettings::default());
+    let channel = connect(&scene.socket).await;
+    let mut health = HealthClient::new(channel);
+    for service in ["", "envoygateway.extension.EnvoyGatewayExtension"] {
+        let request = HealthCheckRequest {
+            service: service.into(),
+        };
+        let answer = health.check(request).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_was_left_behind_is_replaced_and_removed_at_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    // One that nobody listens on, as after a crash.
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    assert!(socket.exists());
+    drop(Listener::unix(&socket).unwrap());
+    assert!(!socket.exists());
+    std::fs::write(&socket, "something else").unwrap();
+    let error = Listener::unix(&socket).unwrap_err().to_string();
+    assert!(
+        error.contains("there is something that is no socket"),
+        "{error}"
+    );
+    assert_eq!(std::fs::read(&socket).unwrap(), b"something else");
+}
+
+#[tokio::test]
+async fn the_end_lets_go_of_clients_that_stay_connected() {
+    let scene = Scene::start(None, ServerSettings::default());
+    let mut client = scene.client().await;
+    assert!(
+        client
+            .post_translate_modify(translation(&["web"]))
+            .await
+            .is_ok()
+    );
+    scene.drain.stop();
+    let ended = tokio::time::timeout(Duration::from_secs(30), scene.serving).await;
+    ended.unwrap().unwrap();
+    assert!(!scene.socket.exists());
+    assert!(
+        client
+            .post_translate_modify(translation(&["web"]))
+            .await
+            .is_err()
+    );
 }

@@ -14,10 +14,10 @@ use std::{
 };
 use tailway::{
     api::{CONTROLLER, Object},
-    index::{Index, Key, Kind, Outcome, Verdict},
+    index::{Index, Key, Kind, Outcome, Verdict, egress},
     model::{
-        CertificateReport, Issuance, NodeReport, ObjectName, Programmed, Table, TailnetReport,
-        TailnetState, Unready,
+        CertificateReport, Issuance, NodeReport, ObjectName, Programmed, Role, Table,
+        TailnetReport, TailnetState, Unready,
     },
 };
 
@@ -300,7 +300,12 @@ fn route() -> impl Strategy<Value = Object> {
     let section = prop::option::of(select(vec!["l0", "l1"]));
     let parent = (name(), namespace(), kind, section);
     let port = seldom(vec![53], vec![80]);
-    let backend = (name(), namespace(), port, prop::option::of(0..3));
+    let kind = prop_oneof![
+        1 => Just("Bucket."),
+        3 => Just("TailscaleEndpoints.gateway.tailscale.com"),
+        8 => Just("Service."),
+    ];
+    let backend = (name(), namespace(), port, prop::option::of(0..3), kind);
     let parents = prop::collection::vec(parent, 0..3);
     let backends = prop::collection::vec(backend, 1..3);
     let rules = seldom(vec![2], vec![1]);
@@ -330,8 +335,16 @@ fn route() -> impl Strategy<Value = Object> {
                 json!({"name": name, "namespace": namespace, "kind": kind, "sectionName": section})
             });
             let backends = backends.into_iter();
-            let backends = backends.map(|(name, namespace, port, weight)| {
-                json!({"name": name, "namespace": namespace, "port": port, "weight": weight})
+            let backends = backends.map(|(name, namespace, port, weight, kind)| {
+                let (kind, group) = kind.split_once('.').unwrap();
+                json!({
+                    "group": group,
+                    "kind": kind,
+                    "name": name,
+                    "namespace": namespace,
+                    "port": port,
+                    "weight": weight,
+                })
             });
             let references = json!({"backendRefs": backends.collect::<Vec<_>>()});
             let mut all = vec![references.clone(); rules];
@@ -418,20 +431,82 @@ fn grant() -> impl Strategy<Value = Object> {
         "ListenerSet",
     ]);
     let to = (
-        select(vec!["Service", "Secret", "ConfigMap"]),
+        select(vec![
+            "Service.",
+            "Secret.",
+            "ConfigMap.",
+            "TailscaleEndpoints.gateway.tailscale.com",
+        ]),
         prop::option::of(name()),
     );
     (name(), namespace(), from, namespace(), to).prop_map(
         |(name, namespace, from, of, (to, only))| {
+            let (to, group) = to.split_once('.').unwrap();
             Object::ReferenceGrant(object(json!({
                 "metadata": {"name": name, "namespace": namespace},
                 "spec": {
                     "from": [{"group": "gateway.networking.k8s.io", "kind": from, "namespace": of}],
-                    "to": [{"group": "", "kind": to, "name": only}],
+                    "to": [{"group": group, "kind": to, "name": only}],
                 },
             })))
         },
     )
+}
+
+fn endpoints() -> impl Strategy<Value = Object> {
+    let target = select(vec![
+        json!({"tailscaleFQDN": "a"}),
+        json!({"tailscaleIP": "100.64.0.1"}),
+        json!({"externalTarget": "a.example.com:80"}),
+        json!({"externalTarget": "none"}),
+    ]);
+    let protocol = select(vec!["HTTP", "HTTPS", "TCP", "UDP"]);
+    let authority = prop::option::weighted(0.3, name());
+    let endpoint = (name(), target, protocol, authority, select(vec![80, 53]));
+    let found = (
+        name(),
+        select(vec!["AutoDiscovery", "Manual"]),
+        any::<bool>(),
+    );
+    let egress = select(vec!["Auto", "Proxy"]);
+    let pods = select(vec!["egress", "ingress", "bidirectional"]);
+    let lists = (
+        prop::collection::vec(endpoint, 0..4),
+        prop::collection::vec(found, 0..3),
+    );
+    (metadata(), lists, egress, pods).prop_map(|(metadata, (endpoints, found), egress, pods)| {
+        let endpoints = endpoints.into_iter();
+        let endpoints = endpoints.map(|(name, mut endpoint, protocol, authority, port)| {
+            endpoint["name"] = json!(name);
+            endpoint["port"] = json!(port);
+            endpoint["protocol"] = json!(protocol);
+            if let (Some(authority), "HTTPS") = (authority, protocol) {
+                endpoint["tls"] = json!({"caCertificateRef": {"name": authority}});
+            }
+            endpoint
+        });
+        let looks = !found.is_empty();
+        let found = found.into_iter().map(|(name, source, secure)| {
+            let (port, protocol) = if secure { (443, "HTTPS") } else { (80, "HTTP") };
+            json!({
+                "name": name,
+                "port": port,
+                "protocol": protocol,
+                "tailscaleFQDN": "found",
+                "discoverySource": source,
+            })
+        });
+        Object::Endpoints(object(json!({
+            "metadata": metadata,
+            "spec": {
+                "endpoints": endpoints.collect::<Vec<_>>(),
+                "autoDiscovery": {"enabled": looks},
+                "egress": egress,
+                "proxy": {"connectionType": pods},
+            },
+            "status": {"endpointStatus": found.collect::<Vec<_>>()},
+        })))
+    })
 }
 
 fn service() -> impl Strategy<Value = Object> {
@@ -511,6 +586,7 @@ fn any_object() -> impl Strategy<Value = Object> {
         4 => listener_set(),
         6 => policy(),
         3 => config_map(),
+        5 => endpoints(),
     ]
 }
 
@@ -540,6 +616,7 @@ fn report() -> impl Strategy<Value = NodeReport> {
                 issuance,
                 ..CertificateReport::default()
             },
+            health: BTreeMap::new(),
         }
     })
 }
@@ -553,7 +630,13 @@ fn verdict() -> impl Strategy<Value = Verdict> {
 }
 
 fn event(verdicts: bool) -> impl Strategy<Value = Event> {
-    let gateway = || (namespace(), name()).prop_map(|(x, name)| ObjectName::new(x, name));
+    let gateway = || {
+        let ordinal = prop::option::weighted(0.2, 0..2u32);
+        (namespace(), name(), ordinal).prop_map(|(x, name, ordinal)| {
+            let object = ObjectName::new(x, name);
+            ordinal.map_or(object.clone(), |ordinal| egress::replica(&object, ordinal))
+        })
+    };
     let judge =
         (name(), verdict()).prop_map(|(class, verdict)| Event::Judge(class.into(), verdict));
     prop_oneof![
@@ -591,10 +674,22 @@ fn foundation() -> Vec<Event> {
                 "metadata": metadata,
                 "spec": {"parentRefs": parents, "rules": rules},
             });
+            let kind = json!("TailscaleEndpoints");
+            let group = json!("gateway.tailscale.com");
+            let mut both = route.clone();
+            both["spec"]["rules"][0]["backendRefs"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"group": group, "kind": kind, "name": name, "port": 80}));
+            let endpoints = json!({
+                "metadata": metadata,
+                "spec": {"endpoints": [{"name": "web", "port": 80, "tailscaleFQDN": "web"}]},
+            });
             events.extend([
                 Event::Apply(Object::Service(object(service))),
                 Event::Apply(Object::TcpRoute(object(route.clone()))),
-                Event::Apply(Object::HttpRoute(object(route))),
+                Event::Apply(Object::HttpRoute(object(both))),
+                Event::Apply(Object::Endpoints(object(endpoints))),
             ]);
         }
     }
@@ -678,15 +773,17 @@ const REASONS: [&str; 29] = [
     "UnsupportedValue",
 ];
 
-/// A backend had endpoints.
+/// A backend had endpoints; one was a TailscaleEndpoints; there was an egress.
 const ENDPOINTS: &str = "endpoints";
+const MEMBERS: &str = "members";
+const EGRESS: &str = "egress";
 
 /// Some reasons are seldom met: how often there is another look before one is missed.
 const ROUNDS: usize = 6;
 
 fn changes_give_what_all_at_once_gives(empty: &Index, verdicts: bool) {
     let mut missing = BTreeSet::from(REASONS);
-    missing.insert(ENDPOINTS);
+    missing.extend([ENDPOINTS, MEMBERS, EGRESS]);
     if verdicts {
         missing.insert("InvalidCredentials");
     }
@@ -733,9 +830,17 @@ fn seen_while_comparing(empty: &Index, verdicts: bool) -> BTreeSet<&'static str>
                 prop_assert!(is_shared(&statuses.policies, &old.policies));
                 prop_assert!(is_shared(&statuses.unclaimed, &old.unclaimed));
                 seen.borrow_mut().extend(reasons(&now));
-                let mut backends = now.snapshots.values().flat_map(|s| s.backends.values());
-                if backends.any(|backend| !backend.endpoints.is_empty()) {
-                    seen.borrow_mut().insert(ENDPOINTS);
+                for snapshot in now.snapshots.values() {
+                    let mut backends = snapshot.backends.values();
+                    let members = backends.clone().any(|backend| !backend.members.is_empty());
+                    let endpoints = backends.any(|backend| !backend.endpoints.is_empty());
+                    let met = [
+                        (ENDPOINTS, endpoints),
+                        (MEMBERS, members && snapshot.role == Role::Ingress),
+                        (EGRESS, snapshot.role == Role::Egress),
+                    ];
+                    let met = met.into_iter().filter(|(_, is_met)| *is_met);
+                    seen.borrow_mut().extend(met.map(|(what, _)| what));
                 }
                 before = now;
             }

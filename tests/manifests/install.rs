@@ -1,6 +1,9 @@
 //! `manifests/`: what is installed fits the program.
 
-use super::{known_variables, objects, parse, restricted, strings, variables, workload};
+use super::{
+    known_variables, objects, objects as objects_of, parse, restricted, strings, variables,
+    workload,
+};
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,6 +15,7 @@ use tailway::{check, index::Index, source};
 
 const INSTALL: &str = "manifests/install.yaml";
 const UNINSTALL: &str = "manifests/uninstall.yaml";
+const EXTENSION: &str = "manifests/envoy-gateway/extension.yaml";
 
 fn only(objects: &[Value], kind: &str, name: &str) -> Value {
     let found: Vec<_> = objects
@@ -193,6 +197,22 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
             ("gateway.networking.k8s.io/tcproutes/status", vec!["patch"]),
             ("gateway.networking.k8s.io/tlsroutes/status", vec!["patch"]),
             ("gateway.networking.k8s.io/udproutes/status", vec!["patch"]),
+            (
+                "gateway.tailscale.com/tailscalebackends",
+                vec!["create", "delete", "patch"]
+            ),
+            (
+                "gateway.tailscale.com/tailscalebackends/status",
+                vec!["patch"]
+            ),
+            (
+                "gateway.tailscale.com/tailscaleegresssets",
+                vec!["create", "delete", "patch"]
+            ),
+            (
+                "gateway.tailscale.com/tailscaleendpoints/status",
+                vec!["patch"]
+            ),
         ])
     );
     assert_eq!(
@@ -213,6 +233,9 @@ fn outside_its_namespace_the_controller_writes_statuses_events_and_finalizers() 
             "gateway.networking.k8s.io/tcproutes",
             "gateway.networking.k8s.io/tlsroutes",
             "gateway.networking.k8s.io/udproutes",
+            "gateway.tailscale.com/tailscalebackends",
+            "gateway.tailscale.com/tailscaleegresssets",
+            "gateway.tailscale.com/tailscaleendpoints",
             "gateway.tailscale.com/tailscaletailnets",
         ])
     );
@@ -254,6 +277,85 @@ fn the_samples_for_a_cluster_are_accepted() {
     }
 }
 
+#[test]
+fn the_extension_is_where_envoy_gateway_looks_for_it() {
+    let (name, namespace) = (
+        "tailscale-gateway-extension-server",
+        "tailscale-gateway-system",
+    );
+    let objects = objects_of(EXTENSION);
+    let service = only(&objects, "Service", name);
+    assert_eq!(service["metadata"]["namespace"], namespace);
+    let deployment = only(&objects, "Deployment", name);
+    assert_eq!(deployment["metadata"]["namespace"], namespace);
+    assert_eq!(deployment["spec"]["replicas"], 2);
+    assert_eq!(restricted::violations(pod_of(&deployment)), [""; 0]);
+    let container = &pod_of(&deployment)["containers"][0];
+    assert_eq!(container["args"], json!(["extension"]));
+    let told = variables(container);
+    let known = known_variables("extension");
+    assert!(told.is_subset(&known), "{told:?}");
+    assert_eq!(
+        service["spec"]["selector"],
+        deployment["spec"]["selector"]["matchLabels"]
+    );
+    assert_eq!(service["spec"]["ports"][0]["port"], 5005);
+    for file in ["envoy-gateway-config", "hooks-only"] {
+        let config = objects_of(format!("manifests/envoy-gateway/{file}.yaml"));
+        let config = only(&config, "ConfigMap", "envoy-gateway-config");
+        let config = parse(config["data"]["envoy-gateway.yaml"].as_str().unwrap());
+        let manager = &config[0]["extensionManager"];
+        let host = format!("{name}.{namespace}.svc.cluster.local");
+        let fqdn = json!({ "hostname": host, "port": 5005 });
+        assert_eq!(manager["service"], json!({ "fqdn": fqdn }), "{file}");
+        assert_eq!(manager["maxMessageSize"], "1000M", "{file}");
+    }
+}
+
+#[test]
+fn envoy_gateway_may_read_the_kinds_that_it_is_to_hand_on() {
+    let config = objects_of("manifests/envoy-gateway/envoy-gateway-config.yaml");
+    let config = only(&config, "ConfigMap", "envoy-gateway-config");
+    let config = parse(config["data"]["envoy-gateway.yaml"].as_str().unwrap());
+    let manager = &config[0]["extensionManager"];
+    let kinds = ["policyResources", "backendResources"].map(|list| {
+        let kinds = manager[list].as_array().unwrap();
+        kinds
+            .iter()
+            .map(|kind| kind["kind"].as_str().unwrap().to_owned())
+    });
+    let kinds: BTreeSet<String> = kinds.into_iter().flatten().collect();
+    assert_eq!(
+        kinds,
+        ["TailscaleBackend", "TailscaleEgressSet"]
+            .map(String::from)
+            .into()
+    );
+    let role = only(
+        &objects_of(EXTENSION),
+        "ClusterRole",
+        "tailscale-gateway-extension-server-resources",
+    );
+    let role = allowed(&role);
+    assert_eq!(
+        reads(&role),
+        [
+            "gateway.tailscale.com/tailscalebackends",
+            "gateway.tailscale.com/tailscaleegresssets"
+        ]
+        .into()
+    );
+    // Whatever is registered as a policy gets a status.
+    assert_eq!(
+        writes(&role),
+        [(
+            "gateway.tailscale.com/tailscaleegresssets/status",
+            vec!["update"]
+        )]
+        .into()
+    );
+}
+
 /// Helm, where it can be run: `make helm` builds it.
 pub fn helm() -> Option<PathBuf> {
     let given = std::env::var_os("HELM").map(PathBuf::from);
@@ -274,7 +376,7 @@ fn install_yaml_is_what_the_chart_says() {
         .env("HELM", helm)
         .status();
     assert!(status.unwrap().success());
-    for path in [INSTALL, UNINSTALL] {
+    for path in [INSTALL, UNINSTALL, EXTENSION] {
         let made = directory.path().join(path.trim_start_matches("manifests/"));
         let made = fs::read_to_string(made).unwrap();
         assert!(
@@ -337,6 +439,7 @@ fn every_value_of_the_chart_gives_objects_that_still_fit() {
         r#"tailnets={"apiURL":"https://api.example.com","controlURL":"https://control.example.com"}"#,
         r#"image={"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","pullPolicy":"Never"}"#,
         r#"secretNamespaces=[]"#,
+        r#"extension={"enabled":true,"tls":{"secret":"tls","clientCASecret":"clients"}}"#,
     ];
     for values in values {
         let objects = template(&helm, values);

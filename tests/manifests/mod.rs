@@ -1,29 +1,50 @@
 //! What is installed and what the controller makes, as objects: `crds/`, `manifests/` and the
 //! workloads of Gateways. No cluster is needed to see that they fit together.
 
-mod install;
+pub mod install;
 mod restricted;
 mod workload;
 
 use kube::CustomResourceExt;
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, path::Path};
-use tailway::{api::tailnets::TailscaleTailnet, args::Arguments};
-
-const CRD: &str = "crds/gateway.tailscale.com_tailscaletailnets.yaml";
+use tailway::{
+    api::{
+        endpoints::TailscaleEndpoints,
+        tailnets::TailscaleTailnet,
+        upstream::{backend::TailscaleBackend, egress::TailscaleEgressSet},
+    },
+    args::Arguments,
+};
 
 #[test]
 fn the_crds_are_those_of_the_types() {
-    let crd = serde_saphyr::to_string(&TailscaleTailnet::crd()).unwrap();
-    let crd = format!("# Generated from src/api by `make gen`.\n---\n{crd}");
-    if update() {
-        fs::write(CRD, &crd).unwrap();
+    let crds = [
+        TailscaleTailnet::crd(),
+        TailscaleEndpoints::crd(),
+        TailscaleBackend::crd(),
+        TailscaleEgressSet::crd(),
+    ];
+    let mut files = BTreeSet::new();
+    for crd in crds {
+        let path = format!("crds/{}_{}.yaml", crd.spec.group, crd.spec.names.plural);
+        let crd = serde_saphyr::to_string(&crd).unwrap();
+        let crd = format!("# Generated from src/api by `make gen`.\n---\n{crd}");
+        if update() {
+            fs::write(&path, &crd).unwrap();
+        }
+        let checked_in = fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            checked_in == crd,
+            "{path} is not what the types say: `make gen` writes it"
+        );
+        files.insert(path);
     }
-    let checked_in = fs::read_to_string(CRD).unwrap_or_default();
-    assert!(
-        checked_in == crd,
-        "{CRD} is not what the types say: `make gen` writes it"
-    );
+    let there = fs::read_dir("crds").unwrap();
+    let there: BTreeSet<_> = there
+        .map(|entry| entry.unwrap().path().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(there, files);
 }
 
 fn update() -> bool {

@@ -11,8 +11,8 @@ use std::{
 };
 use tailway::{
     api::tailnets::ProxySettings,
-    controller::{Made, Site, WorkloadInput},
-    model::ObjectName,
+    controller::{Egress, EgressPort, Made, Site, WorkloadInput},
+    model::{ObjectName, Transport},
 };
 
 const ROOT: &str = "tests/manifests/workload";
@@ -24,6 +24,7 @@ struct Case {
     gateway: String,
     class: String,
     hostname: String,
+    egress: Option<Replicated>,
     #[serde(default)]
     labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -37,13 +38,38 @@ struct Case {
     environment: BTreeMap<String, String>,
 }
 
+/// The ports are of TCP unless their name begins with `udp`.
+#[derive(Deserialize)]
+struct Replicated {
+    replicas: u16,
+    ports: BTreeMap<String, u16>,
+}
+
+impl Replicated {
+    fn into_egress(self) -> Egress {
+        let ports = self.ports.into_iter().map(|(name, number)| EgressPort {
+            transport: match name.starts_with("udp") {
+                true => Transport::Udp,
+                false => Transport::Tcp,
+            },
+            name,
+            number,
+        });
+        Egress {
+            replicas: self.replicas,
+            ports: ports.collect(),
+        }
+    }
+}
+
 impl Case {
     fn into_input(self) -> WorkloadInput {
         let (namespace, name) = self.gateway.split_once('/').unwrap();
         WorkloadInput {
-            gateway: ObjectName::new(namespace, name),
+            subject: ObjectName::new(namespace, name),
             class: self.class,
             hostname: self.hostname,
+            egress: self.egress.map(Replicated::into_egress),
             labels: self.labels,
             annotations: self.annotations,
             proxy: self.proxy,
@@ -69,9 +95,10 @@ fn site() -> Site {
 
 pub fn plain(namespace: &str, name: &str) -> WorkloadInput {
     WorkloadInput {
-        gateway: ObjectName::new(namespace, name),
+        subject: ObjectName::new(namespace, name),
         class: "my-tailnet".into(),
         hostname: format!("{name}-{namespace}"),
+        egress: None,
         labels: BTreeMap::new(),
         annotations: BTreeMap::new(),
         proxy: ProxySettings::default(),
@@ -154,11 +181,13 @@ fn a_pod_is_told_only_what_it_reads() {
 fn a_pod_may_use_its_own_state_and_nothing_else() {
     for (case, input) in cases() {
         let name = of_kind(&input, "StatefulSet")["metadata"]["name"].clone();
-        let secret = of_kind(&input, "Secret")["metadata"]["name"].clone();
+        let secrets = input.objects().into_iter();
+        let secrets = secrets.filter(|made| made.resource.kind == "Secret");
+        let secrets: Vec<_> = secrets.map(|made| made.name).collect();
         let rules = json!([{
             "apiGroups": [""],
             "resources": ["secrets"],
-            "resourceNames": [secret],
+            "resourceNames": secrets,
             "verbs": ["get", "update", "patch"],
         }]);
         assert_eq!(of_kind(&input, "Role")["rules"], rules, "{case}");

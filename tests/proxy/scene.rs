@@ -20,10 +20,10 @@ use tailway::{
     drain::Drain,
     metrics::Metrics,
     model::{
-        Backend, BackendId, Certificate, Certificates, Endpoint, Forward, HostnamePattern,
-        HttpOptions, NamedForward, NodeName, NodeSpec, ObjectName, Port, Snapshot,
-        TcpListener as TcpConfig, Termination, TlsListener as TlsConfig, TlsMode, TlsRoutes,
-        Transport, WeightedBackend,
+        Backend, BackendId, BackendKind, Certificate, Certificates, Endpoint, Forward,
+        HostnamePattern, HttpOptions, NamedForward, NodeName, NodeSpec, ObjectName, Port, Role,
+        Snapshot, TcpListener as TcpConfig, Termination, TlsListener as TlsConfig, TlsMode,
+        TlsRoutes, Transport, WeightedBackend,
     },
     net::{
         Admission, BindError, Network,
@@ -150,7 +150,8 @@ pub async fn within<F: Future>(future: F) -> F::Output {
 
 pub fn backend_id(name: &str) -> BackendId {
     BackendId {
-        service: ObjectName::new("default", name),
+        kind: BackendKind::Service,
+        object: ObjectName::new("default", name),
         port: 80,
         transport: Transport::Tcp,
     }
@@ -240,6 +241,7 @@ pub fn snapshot<const P: usize>(
     let endpoint = |address: &SocketAddr| Endpoint::Address(address.ip(), address.port());
     Snapshot {
         gateway: ObjectName::new("default", "web"),
+        role: Role::Ingress,
         generation: 1,
         node: NodeSpec {
             name: NodeName::parse("web").unwrap(),

@@ -3,7 +3,7 @@
 use super::world::{DEADLINE, Tailnet, Tailway, echo, eventually, gateway, soon};
 use std::{sync::Arc, time::Duration};
 use tailway::{
-    net::{Accepted, End, Network, SpliceOptions, Stream},
+    net::{Accepted, End, Network, Outbound, SpliceOptions, Stream},
     tailnet::{Connection, Listener, Node, Pending},
 };
 use tokio::{
@@ -51,7 +51,11 @@ impl Pair {
             TcpStream::connect(backend.local_addr().unwrap()),
             backend.accept()
         );
-        let splice = Accepted::splice(accepted, near.unwrap(), SpliceOptions::default());
+        let splice = Accepted::splice(
+            accepted,
+            Outbound::Host(near.unwrap()),
+            SpliceOptions::default(),
+        );
         (client, far.unwrap().0, tokio::spawn(splice))
     }
 }

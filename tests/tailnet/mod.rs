@@ -3,6 +3,7 @@
 mod api;
 mod certificates;
 mod connections;
+mod endpoints;
 mod headers;
 mod nodes;
 mod run;

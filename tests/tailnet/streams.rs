@@ -19,7 +19,7 @@ use tokio::{
     net::UdpSocket,
 };
 
-async fn serving(node: &Node, snapshot: &Snapshot) -> Proxy<Node> {
+pub(super) async fn serving(node: &Node, snapshot: &Snapshot) -> Proxy<Node> {
     let mut proxy = Proxy::new(
         node.clone(),
         "default/web".into(),
@@ -110,7 +110,7 @@ async fn tls_that_is_passed_on_carries_bytes_ends_and_resets_of_a_peer() {
 }
 
 /// A backend that sends back what it gets.
-async fn echo() -> SocketAddr {
+pub(super) async fn echo() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
@@ -123,7 +123,7 @@ async fn echo() -> SocketAddr {
 }
 
 /// Asks until there is an answer: datagrams may be lost before the path is there.
-async fn ask(socket: &PacketSocket, to: SocketAddr, question: &[u8]) {
+pub(super) async fn ask(socket: &PacketSocket, to: SocketAddr, question: &[u8]) {
     let what = format!("an answer of {to} to {} bytes", question.len());
     eventually(&what, || async {
         socket.send(question, to).await.unwrap();

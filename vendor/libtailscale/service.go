@@ -48,6 +48,23 @@ func tailscale_whois(sd C.tailscale, address C.const_chars, out **C.char, length
 	return handOut(text, out, length)
 }
 
+//export tailscale_look_up
+func tailscale_look_up(sd C.tailscale, host C.const_chars, out **C.char, length *C.size_t) (code C.int) {
+	defer guard(&code)
+	_, running, code := engineOf(sd)
+	if code != 0 {
+		return code
+	}
+	if host == nil || out == nil || length == nil {
+		return C.EINVAL
+	}
+	ip, err := running.LookUp(C.GoString(host))
+	if err != nil {
+		return fail(err)
+	}
+	return handOut(ip.String(), out, length)
+}
+
 //export tailscale_cert_pair
 func tailscale_cert_pair(sd C.tailscale, domain C.const_chars, minValidityS, timeoutMS C.uint64_t, done C.tailscale_done_fn, user unsafe.Pointer, op *C.tailscale_op) (code C.int) {
 	defer guard(&code)

@@ -305,6 +305,11 @@ extern int tailscale_listen_packet(tailscale sd, const char *address, int *fd,
 extern int tailscale_whois(tailscale sd, const char *address, char **out,
                            size_t *len);
 
+// Address of a node of the tailnet, by name (full, or its first label) or IP
+// address, or of a Service ("svc:name"). -1 when the tailnet has none.
+extern int tailscale_look_up(tailscale sd, const char *host, char **out,
+                             size_t *len);
+
 // Certificate and key for `domain`, PEM: private key first, then the chain.
 // From the store while it is valid for `min_validity_s` more seconds (0: until
 // its renewal is due by ARI, which then starts in the background), else by ACME.

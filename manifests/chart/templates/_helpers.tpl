@@ -79,6 +79,8 @@ capabilities:
 - name: TS_CONTROL_URL
   value: {{ . | quote }}
 {{- end }}
+- name: TAILWAY_CLUSTER_DOMAIN
+  value: {{ .Values.clusterDomain | quote }}
 - name: TAILWAY_REMOVAL_PATIENCE
   value: {{ .Values.removalPatience | quote }}
 {{- with .Values.env }}

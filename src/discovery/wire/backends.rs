@@ -4,22 +4,29 @@ use super::{
     Malformed, ReadCertificates, certificate_id, certificate_of, name_in, name_out, number_in,
 };
 use crate::{
-    discovery::proto::{self, backend_tls, endpoint::Host, subject_name},
+    discovery::proto::{
+        self, backend_tls, endpoint::Host, health_check::Probe as ProbeMessage, subject_name,
+    },
     model::{
-        Authorities, Backend, BackendId, BackendProtocol, BackendTls, Endpoint, SubjectName,
-        Transport, Trust,
+        Authorities, Backend, BackendId, BackendKind, BackendProtocol, BackendTls, Endpoint,
+        HealthCheck, Member, Probe, SubjectName, Transport, Trust,
     },
 };
 use rustls::pki_types::CertificateDer;
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 // === to the wire ===
 
 pub(super) fn backend_id_out(id: &BackendId) -> proto::BackendId {
     proto::BackendId {
-        service: Some(name_out(&id.service)),
+        object: Some(name_out(&id.object)),
         port: id.port.into(),
         udp: id.transport == Transport::Udp,
+        kind: match id.kind {
+            BackendKind::Service => proto::BackendKind::Service,
+            BackendKind::Endpoints => proto::BackendKind::Endpoints,
+        }
+        .into(),
     }
 }
 
@@ -33,6 +40,36 @@ pub(super) fn backend_out(id: &BackendId, backend: &Backend) -> proto::Backend {
         protocol: protocol.into(),
         tls: backend.tls.as_ref().map(tls_out),
         endpoints: backend.endpoints.iter().map(endpoint_out).collect(),
+        members: backend.members.iter().map(member_out).collect(),
+    }
+}
+
+fn member_out(member: &Member) -> proto::Member {
+    proto::Member {
+        name: member.name.clone(),
+        endpoint: Some(endpoint_out(&member.endpoint)),
+        weight: member.weight,
+        tls: member.tls.as_ref().map(tls_out),
+        check: member.check.as_ref().map(check_out),
+    }
+}
+
+fn check_out(check: &HealthCheck) -> proto::HealthCheck {
+    let probe = match &check.probe {
+        Probe::Http { path, host } => ProbeMessage::Http(proto::HttpProbe {
+            path: path.clone(),
+            host: host.clone(),
+        }),
+        Probe::Tcp => ProbeMessage::Tcp(proto::TcpProbe {}),
+        Probe::Udp => ProbeMessage::Udp(proto::UdpProbe {}),
+    };
+    let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    proto::HealthCheck {
+        probe: Some(probe),
+        interval_milliseconds: milliseconds(check.interval),
+        timeout_milliseconds: milliseconds(check.timeout),
+        healthy_threshold: check.healthy_threshold,
+        unhealthy_threshold: check.unhealthy_threshold,
     }
 }
 
@@ -42,6 +79,7 @@ fn tls_out(tls: &BackendTls) -> proto::BackendTls {
         Trust::Authorities(authorities) => backend_tls::Trust::Authorities(proto::Authorities {
             certificates: authorities_out(authorities),
         }),
+        Trust::Anybody => backend_tls::Trust::Anybody(proto::AnybodyTrusted {}),
     };
     let name = |name: &SubjectName| proto::SubjectName {
         name: Some(match name {
@@ -67,6 +105,7 @@ fn endpoint_out(endpoint: &Endpoint) -> proto::Endpoint {
         Endpoint::Address(IpAddr::V4(ip), port) => (Host::Address(ip.octets().into()), *port),
         Endpoint::Address(IpAddr::V6(ip), port) => (Host::Address(ip.octets().into()), *port),
         Endpoint::Name(name, port) => (Host::Name(name.clone()), *port),
+        Endpoint::Tailnet(host, port) => (Host::Tailnet(host.clone()), *port),
     };
     proto::Endpoint {
         host: Some(host),
@@ -78,7 +117,12 @@ fn endpoint_out(endpoint: &Endpoint) -> proto::Endpoint {
 
 pub(super) fn backend_id_in(message: &proto::BackendId) -> Result<BackendId, Malformed> {
     Ok(BackendId {
-        service: name_in(message.service.as_ref())?,
+        kind: match proto::BackendKind::try_from(message.kind) {
+            Ok(proto::BackendKind::Service) => BackendKind::Service,
+            Ok(proto::BackendKind::Endpoints) => BackendKind::Endpoints,
+            Err(_) => return Err(Malformed::Missing("the kind of a backend")),
+        },
+        object: name_in(message.object.as_ref())?,
         port: number_in(message.port)?,
         transport: match message.udp {
             true => Transport::Udp,
@@ -99,12 +143,50 @@ pub(super) fn backend_in(
         Err(_) => return Err(Malformed::Missing("the protocol")),
     };
     let tls = message.tls.as_ref().map(|tls| tls_in(tls, certificates));
+    let members = message.members.iter();
+    let members = members.map(|member| member_in(member, certificates));
     let backend = Backend {
         protocol,
         tls: tls.transpose()?,
         endpoints: endpoints.collect::<Result<_, _>>()?,
+        members: members.collect::<Result<_, _>>()?,
     };
     Ok((backend_id_in(id)?, backend))
+}
+
+fn member_in(
+    message: &proto::Member,
+    certificates: &ReadCertificates,
+) -> Result<Member, Malformed> {
+    let endpoint = message.endpoint.as_ref();
+    let endpoint = endpoint.ok_or(Malformed::Missing("the endpoint"))?;
+    let tls = message.tls.as_ref().map(|tls| tls_in(tls, certificates));
+    Ok(Member {
+        name: message.name.clone(),
+        endpoint: endpoint_in(endpoint)?,
+        weight: message.weight,
+        tls: tls.transpose()?,
+        check: message.check.as_ref().map(check_in).transpose()?,
+    })
+}
+
+fn check_in(message: &proto::HealthCheck) -> Result<HealthCheck, Malformed> {
+    let probe = match &message.probe {
+        None => return Err(Malformed::Missing("what is tried")),
+        Some(ProbeMessage::Http(http)) => Probe::Http {
+            path: http.path.clone(),
+            host: http.host.clone(),
+        },
+        Some(ProbeMessage::Tcp(_)) => Probe::Tcp,
+        Some(ProbeMessage::Udp(_)) => Probe::Udp,
+    };
+    Ok(HealthCheck {
+        probe,
+        interval: Duration::from_millis(message.interval_milliseconds),
+        timeout: Duration::from_millis(message.timeout_milliseconds),
+        healthy_threshold: message.healthy_threshold,
+        unhealthy_threshold: message.unhealthy_threshold,
+    })
 }
 
 fn tls_in(
@@ -114,6 +196,7 @@ fn tls_in(
     let trust = match &message.trust {
         None => return Err(Malformed::Missing("whom to trust")),
         Some(backend_tls::Trust::System(_)) => Trust::System,
+        Some(backend_tls::Trust::Anybody(_)) => Trust::Anybody,
         Some(backend_tls::Trust::Authorities(list)) => {
             Trust::Authorities(authorities_in(&list.certificates)?)
         }
@@ -143,6 +226,7 @@ fn endpoint_in(message: &proto::Endpoint) -> Result<Endpoint, Malformed> {
     match &message.host {
         None => Err(Malformed::Missing("the host")),
         Some(Host::Name(name)) => Ok(Endpoint::Name(name.clone(), port)),
+        Some(Host::Tailnet(host)) => Ok(Endpoint::Tailnet(host.clone(), port)),
         Some(Host::Address(bytes)) => {
             let wrong = |_| Malformed::Address(bytes.len());
             let ip = if bytes.len() == 4 {

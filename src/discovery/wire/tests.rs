@@ -3,15 +3,16 @@ mod http;
 use super::*;
 use crate::discovery::proto::endpoint::Host;
 use crate::model::{
-    Authorities, Backend, BackendId, BackendProtocol, BackendTls, Certificates, ClientValidation,
-    Endpoint, Forward, HostnamePattern, NamedForward, ProxyProtocol, SubjectName, TcpListener,
-    Termination, TlsMode, TlsRoutes, Transport, Trust, UdpListener, WeightedBackend,
+    Authorities, Backend, BackendId, BackendKind, BackendProtocol, BackendTls, Certificates,
+    ClientValidation, Endpoint, Forward, HealthCheck, HostnamePattern, Member, NamedForward, Probe,
+    ProxyProtocol, SubjectName, TcpListener, Termination, TlsMode, TlsRoutes, Transport, Trust,
+    UdpListener, WeightedBackend,
 };
 use proptest::{collection, option, prelude::*, sample};
 use prost::Message;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384, PKCS_ED25519};
 use std::net::IpAddr;
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 /// Certificates of several kinds of keys, one with a chain.
 static CERTIFICATES: LazyLock<Vec<Certificate>> = LazyLock::new(|| {
@@ -46,10 +47,14 @@ fn object_name() -> impl Strategy<Value = ObjectName> {
 
 fn backend_id() -> impl Strategy<Value = BackendId> {
     let transport = proptest::sample::select(vec![Transport::Tcp, Transport::Udp]);
-    (object_name(), any::<u16>(), transport).prop_map(|(service, port, transport)| BackendId {
-        service,
-        port,
-        transport,
+    let kind = proptest::sample::select(vec![BackendKind::Service, BackendKind::Endpoints]);
+    (kind, object_name(), any::<u16>(), transport).prop_map(|(kind, object, port, transport)| {
+        BackendId {
+            kind,
+            object,
+            port,
+            transport,
+        }
     })
 }
 
@@ -57,6 +62,7 @@ fn endpoint() -> impl Strategy<Value = Endpoint> {
     prop_oneof![
         (any::<IpAddr>(), any::<u16>()).prop_map(|(ip, port)| Endpoint::Address(ip, port)),
         (any::<String>(), any::<u16>()).prop_map(|(name, port)| Endpoint::Name(name, port)),
+        (any::<String>(), any::<u16>()).prop_map(|(name, port)| Endpoint::Tailnet(name, port)),
     ]
 }
 
@@ -158,6 +164,7 @@ fn udp_port() -> impl Strategy<Value = UdpListener> {
 fn backend_tls() -> impl Strategy<Value = BackendTls> {
     let trust = prop_oneof![
         Just(Trust::System),
+        Just(Trust::Anybody),
         authorities().prop_map(Trust::Authorities)
     ];
     let name = prop_oneof![
@@ -184,11 +191,52 @@ fn backend() -> impl Strategy<Value = Backend> {
         sample::select(protocols),
         option::of(backend_tls()),
         collection::vec(endpoint(), 0..4),
+        collection::vec(member(), 0..3),
     )
-        .prop_map(|(protocol, tls, endpoints)| Backend {
+        .prop_map(|(protocol, tls, endpoints, members)| Backend {
             protocol,
             tls,
             endpoints,
+            members,
+        })
+}
+
+fn member() -> impl Strategy<Value = Member> {
+    let milliseconds = || any::<u32>().prop_map(|time| Duration::from_millis(time.into()));
+    let probe = prop_oneof![
+        Just(Probe::Tcp),
+        Just(Probe::Udp),
+        (any::<String>(), any::<String>()).prop_map(|(path, host)| Probe::Http { path, host }),
+    ];
+    let check = (
+        probe,
+        milliseconds(),
+        milliseconds(),
+        any::<u32>(),
+        any::<u32>(),
+    );
+    let check = check.prop_map(
+        |(probe, interval, timeout, healthy, unhealthy)| HealthCheck {
+            probe,
+            interval,
+            timeout,
+            healthy_threshold: healthy,
+            unhealthy_threshold: unhealthy,
+        },
+    );
+    (
+        any::<String>(),
+        endpoint(),
+        any::<u32>(),
+        option::of(backend_tls()),
+        option::of(check),
+    )
+        .prop_map(|(name, endpoint, weight, tls, check)| Member {
+            name,
+            endpoint,
+            weight,
+            tls,
+            check,
         })
 }
 
@@ -196,6 +244,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
     let ports = (
         collection::btree_map(any::<u16>(), port(), 0..4),
         collection::btree_map(any::<u16>(), udp_port(), 0..2),
+        sample::select(vec![Role::Ingress, Role::Egress]),
     );
     (
         object_name(),
@@ -209,6 +258,7 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
         .prop_map(
             |(gateway, generation, node, ports, options, routes, backends)| Snapshot {
                 gateway,
+                role: ports.2,
                 generation,
                 node: NodeSpec {
                     name: NodeName::parse(&node).unwrap(),
@@ -285,7 +335,8 @@ proptest! {
 /// A snapshot with one resource of each kind.
 fn whole() -> Resources {
     let id = BackendId {
-        service: ObjectName::new("default", "app"),
+        kind: BackendKind::Service,
+        object: ObjectName::new("default", "app"),
         port: 80,
         transport: Transport::Tcp,
     };
@@ -302,6 +353,7 @@ fn whole() -> Resources {
     };
     encode(&Snapshot {
         gateway: ObjectName::new("default", "web"),
+        role: Role::Ingress,
         generation: 1,
         node: NodeSpec {
             name: NodeName::parse("web").unwrap(),

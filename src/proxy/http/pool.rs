@@ -1,9 +1,13 @@
 //! Connections to an endpoint that are kept for further requests.
 
 use super::{body::RequestBody, request::spoken};
-use crate::proxy::{
-    backend_tls::{BackendStream, Link, Offer},
-    balance::{Connected, Unreachable},
+use crate::{
+    net::Outbound,
+    proxy::{
+        backend_tls::{BackendStream, Link, Offer},
+        balance::Connected,
+        reach::Unreachable,
+    },
 };
 use http::{Request, Response, Version, uri::Scheme};
 use hyper::{
@@ -15,7 +19,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::{net::TcpStream, time::Instant};
+use tokio::time::Instant;
 use tokio_util::either::Either;
 
 /// The kept connections of one endpoint.
@@ -227,7 +231,7 @@ async fn open(
 
 async fn greet(
     endpoint: &Connected,
-    stream: TcpStream,
+    stream: Outbound,
     speech: Speech,
 ) -> Result<Connection, Unreachable> {
     let offer = match speech {

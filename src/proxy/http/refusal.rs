@@ -1,7 +1,7 @@
 //! What clients are told when no backend answers them.
 
 use super::{body::ResponseBody, request::Malformed};
-use crate::proxy::balance::Unreachable;
+use crate::proxy::reach::Unreachable;
 use http::{
     HeaderMap, HeaderValue, Response, StatusCode,
     header::{CONNECTION, CONTENT_TYPE},

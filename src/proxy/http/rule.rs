@@ -4,10 +4,7 @@ use super::{filters::Filters, pool::Speech};
 use crate::{
     metrics::{HttpLabels, HttpMeter, Metrics, WeakHttpMeter},
     model::{BackendProtocol, HttpRouteKind, HttpRule, Retry, RouteId, Timeouts},
-    proxy::{
-        backend_tls::Link,
-        balance::{Backends, Balancer, Weights},
-    },
+    proxy::balance::{Backends, Balancer, Weights},
 };
 use std::sync::Arc;
 
@@ -74,10 +71,10 @@ impl Rule {
 
     /// What is spoken to a backend: gRPC is HTTP/2, whatever the backend says of itself.
     pub(super) fn speech(&self, backend: &Balancer) -> Speech {
-        match (self.route.kind, backend.protocol, &backend.link) {
-            (HttpRouteKind::Grpc, _, _) | (_, BackendProtocol::H2c, _) => Speech::Http2,
-            (_, BackendProtocol::Http1, Link::Plain) => Speech::Http1,
-            (_, BackendProtocol::Http1, _) => Speech::Either,
+        match (self.route.kind, backend.protocol) {
+            (HttpRouteKind::Grpc, _) | (_, BackendProtocol::H2c) => Speech::Http2,
+            (_, BackendProtocol::Http1) if backend.is_plain() => Speech::Http1,
+            (_, BackendProtocol::Http1) => Speech::Either,
         }
     }
 }

@@ -9,7 +9,10 @@ use super::{
     refusal::Refusal,
     rule::{Mirror, Rule, Target},
 };
-use crate::proxy::balance::{Balancer, Connected, Tracked, Unreachable, below};
+use crate::proxy::{
+    balance::{Balancer, Connected, Tracked, below},
+    reach::Unreachable,
+};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;

@@ -1,28 +1,27 @@
 //! One flow: a peer, the address that it asked, and its backend.
 
-use super::{Table, UdpServed};
+use super::{Table, UdpServed, way::Way};
 use crate::{
     drain::Drain,
     model::Endpoint,
-    net::{Flow, Replies, relay::Buffer},
+    net::{Flow, Replies},
     proxy::{
         access::{Access, Course},
         balance::{Balancer, Connected, Route, Tracked, clock},
         connection::Context,
         limits::Seat,
+        reach::{Unreachable, look_up, running},
     },
 };
-use socket2::SockRef;
 use std::{
-    io::{self, Read},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    io,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
-use tokio::{io::Interest, net::UdpSocket};
 use tokio_util::sync::CancellationToken;
 
 /// Datagrams, and bytes of them, that a flow keeps until the name of its backend is resolved.
@@ -52,7 +51,7 @@ pub(super) struct Talk {
 #[derive(Debug)]
 enum Line {
     Waiting(Vec<Vec<u8>>),
-    Open(Arc<UdpSocket>),
+    Open(Arc<Way>),
 }
 
 /// Keeps a flow in its table until dropped.
@@ -103,33 +102,24 @@ impl Talk {
         self.ended.cancel();
     }
 
-    /// Opens the way to the backend and sends what waited for it.
-    pub(super) fn connect(&self, to: SocketAddr) -> io::Result<()> {
-        let from: IpAddr = match to {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let socket = std::net::UdpSocket::bind((from, 0))?;
-        socket.connect(to)?;
-        socket.set_nonblocking(true)?;
-        let socket = Arc::new(UdpSocket::from_std(socket)?);
+    /// Sends what waited for the way to the backend, and all else from now on.
+    pub(super) fn begin(&self, way: Way) {
         // Held until all is sent, so that what comes now comes later.
         let mut line = self.line();
         if let Line::Waiting(datagrams) = &*line {
             for datagram in datagrams {
                 // One that cannot be sent is lost, as UDP loses them.
-                let _ = send(&socket, datagram);
+                let _ = way.send(datagram);
             }
         }
-        *line = Line::Open(socket);
-        Ok(())
+        *line = Line::Open(Arc::new(way));
     }
 
     /// Passes a datagram on to the backend, or says why not. Never waits.
     pub(super) fn pass_on(&self, payload: &[u8]) -> Result<(), &'static str> {
         self.last.store(clock(), Ordering::Relaxed);
         let taken = match &mut *self.line() {
-            Line::Open(socket) => send(socket, payload).map_err(|error| match error.kind() {
+            Line::Open(way) => way.send(payload).map_err(|error| match error.kind() {
                 io::ErrorKind::WouldBlock => "backend_busy",
                 io::ErrorKind::ConnectionRefused => {
                     // An answer to an earlier datagram, told once.
@@ -159,17 +149,12 @@ impl Talk {
         self.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn socket(&self) -> Option<Arc<UdpSocket>> {
+    fn way(&self) -> Option<Arc<Way>> {
         match &*self.line() {
-            Line::Open(socket) => Some(Arc::clone(socket)),
+            Line::Open(way) => Some(Arc::clone(way)),
             Line::Waiting(_) => None,
         }
     }
-}
-
-/// Sends without asking whether the socket is ready: a fresh one is not known to be.
-fn send(socket: &UdpSocket, payload: &[u8]) -> io::Result<()> {
-    SockRef::from(socket).send(payload).map(drop)
 }
 
 // === impl Registration ===
@@ -221,60 +206,61 @@ impl<R: Replies> Conversation<R> {
 
     /// Passes answers on until the backend cannot be talked to.
     async fn answers(&self, sent: &mut u64) -> &'static str {
-        let socket = match self.socket().await {
-            Ok(socket) => socket,
+        let way = match self.way().await {
+            Ok(way) => way,
             Err(reason) => {
                 self.failed(reason);
                 return "backend_unreachable";
             }
         };
         loop {
-            // What ICMP says is an error without anything to read. Errors are told by the read.
-            let ready = socket.ready(Interest::READABLE | Interest::ERROR).await;
-            let interest = match ready {
-                Ok(ready) if ready.is_error() => Interest::ERROR,
-                _ => Interest::READABLE,
-            };
-            let mut buffer = Buffer::take();
-            let read = || (&*SockRef::from(&*socket)).read(buffer.bytes());
-            let length = match socket.try_io(interest, read) {
-                Ok(length) => length,
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => continue,
-                    io::ErrorKind::ConnectionRefused => return REFUSED,
-                    _ => {
-                        self.failed("connect_error");
-                        return "backend_unreachable";
-                    }
-                },
+            let (mut buffer, payload) = match way.receive().await {
+                Ok(received) => received,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => return REFUSED,
+                Err(_) => {
+                    self.failed("connect_error");
+                    return "backend_unreachable";
+                }
             };
             self.talk.last.store(clock(), Ordering::Relaxed);
-            let payload = &buffer.bytes()[..length];
+            let payload = &buffer.bytes()[payload];
             match self.replies.send(payload, &self.flow).await {
                 Ok(()) => {
-                    *sent += length as u64;
-                    self.served.metrics.sent(length);
+                    *sent += payload.len() as u64;
+                    self.served.metrics.sent(payload.len());
                 }
                 Err(_) => self.served.metrics.dropped("peer_unreachable"),
             }
         }
     }
 
-    /// The socket to the backend; its name is resolved first if it has one.
-    async fn socket(&self) -> Result<Arc<UdpSocket>, &'static str> {
-        if let Endpoint::Name(name, port) = self.backend.endpoint() {
-            let timeout = self.context.limits.connect_timeout;
-            let resolved = tokio::net::lookup_host((name.as_str(), *port));
-            let mut addresses = tokio::time::timeout(timeout, resolved)
-                .await
-                .map_err(|_| "connect_timeout")?
-                .map_err(|_| "name_not_resolved")?;
-            // The first that this host has a way to.
-            if !addresses.any(|address| self.talk.connect(address).is_ok()) {
-                return Err("connect_error");
+    /// The way to the backend; its name is resolved first if it has one.
+    async fn way(&self) -> Result<Arc<Way>, &'static str> {
+        match self.backend.endpoint() {
+            Endpoint::Address(..) => {}
+            Endpoint::Name(name, port) => {
+                let timeout = self.context.limits.connect_timeout;
+                let resolved = tokio::net::lookup_host((name.as_str(), *port));
+                let mut addresses = tokio::time::timeout(timeout, resolved)
+                    .await
+                    .map_err(|_| Unreachable::Timeout.as_str())?
+                    .map_err(|_| Unreachable::Name.as_str())?;
+                // The first that this host has a way to.
+                let open = |address| Way::to_host(address).map(|way| self.talk.begin(way));
+                if !addresses.any(|address| open(address).is_ok()) {
+                    return Err(Unreachable::Other.as_str());
+                }
+            }
+            Endpoint::Tailnet(host, port) => {
+                let node = self.backend.tracked().node();
+                let node = running(node).map_err(Unreachable::as_str)?;
+                let ip = look_up(host, Some(node)).map_err(Unreachable::as_str)?;
+                let way = Way::into_tailnet(node, SocketAddr::new(ip, *port));
+                self.talk
+                    .begin(way.map_err(|_| Unreachable::Other.as_str())?);
             }
         }
-        self.talk.socket().ok_or("connect_error")
+        self.talk.way().ok_or(Unreachable::Other.as_str())
     }
 
     /// Counts that the backend was not reached, and draws others for a while.

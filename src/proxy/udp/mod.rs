@@ -9,6 +9,7 @@
 //! and a new flow cannot cross.
 
 mod flow;
+mod way;
 
 use super::{
     balance::Route,
@@ -31,6 +32,7 @@ use std::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use way::Way;
 
 /// A port of UDP that is served. Dropping it ends its flows.
 #[derive(Debug)]
@@ -232,12 +234,12 @@ impl<D: Datagrams> Receiver<D> {
         let talk = Arc::new(Talk::new(Arc::clone(backend.tracked()), &self.ended));
         // A name is resolved by the flow's task; an address needs no waiting.
         if let Endpoint::Address(ip, port) = backend.endpoint() {
-            let connected = talk.connect(SocketAddr::new(*ip, *port));
-            connected.map_err(|_| {
+            let way = Way::to_host(SocketAddr::new(*ip, *port));
+            talk.begin(way.map_err(|_| {
                 self.context.backend_failed(&balancer.name, "connect_error");
                 backend.set_aside();
                 "backend_unreachable"
-            })?;
+            })?);
         }
         let taken = talk.pass_on(payload);
         let conversation = Conversation {

@@ -16,7 +16,7 @@ mod token;
 mod transport;
 
 pub use error::ApiError;
-pub use objects::{AuthKey, Device, Key, KeyRequest};
+pub use objects::{AuthKey, Device, Key, KeyRequest, Service};
 pub use token::{AskIdentityToken, Credentials, IdentityToken};
 
 use super::Secret;
@@ -58,6 +58,7 @@ pub enum Operation {
     ReadDevice,
     DeleteDevice,
     RenameDevice,
+    ListServices,
     ListKeys,
     MintKey,
     RevokeKey,
@@ -116,6 +117,7 @@ impl Operation {
             Self::ReadDevice => "read_device",
             Self::DeleteDevice => "delete_device",
             Self::RenameDevice => "rename_device",
+            Self::ListServices => "list_services",
             Self::ListKeys => "list_keys",
             Self::MintKey => "mint_key",
             Self::RevokeKey => "revoke_key",
@@ -129,6 +131,7 @@ impl Operation {
             Self::ListDevices | Self::ReadDevice | Self::DeleteDevice | Self::RenameDevice => {
                 SCOPES[1]
             }
+            Self::ListServices => SERVICES_SCOPE,
         }
     }
 }
@@ -136,6 +139,9 @@ impl Operation {
 /// What a credential must be allowed to do, and nothing more
 /// (<https://tailscale.com/kb/1623/trust-credentials#scopes>).
 const SCOPES: [&str; 2] = ["auth_keys", "devices:core"];
+
+/// What a credential must be allowed to do in addition where services are looked for.
+const SERVICES_SCOPE: &str = "services:read";
 
 /// Scopes that include both of [`SCOPES`]: everything, and the name devices had before 2025.
 const WIDE_SCOPES: [&str; 2] = ["all", "devices"];
@@ -275,6 +281,19 @@ impl ApiClient {
         Ok(listed.devices)
     }
 
+    /// Every service of the tailnet.
+    ///
+    /// # Errors
+    /// [`ApiError::MissingScope`] without `services:read`; the others as for
+    /// [`ApiClient::verify`].
+    pub async fn services(&self) -> Result<Vec<Service>, ApiError> {
+        let path = self.tailnet_path("vip-services");
+        let listed: Services = self
+            .read(Operation::ListServices, Method::GET, path, Body::Empty)
+            .await?;
+        Ok(listed.services)
+    }
+
     /// Takes a device out of the tailnet. One that is gone already is as good.
     ///
     /// # Errors
@@ -398,6 +417,12 @@ fn missing_scope(granted: &[String]) -> Option<&'static str> {
 #[derive(Deserialize)]
 struct Devices {
     devices: Vec<Device>,
+}
+
+#[derive(Deserialize)]
+struct Services {
+    #[serde(rename = "vipServices", default)]
+    services: Vec<Service>,
 }
 
 #[derive(Deserialize)]

@@ -102,6 +102,20 @@ pub struct Device {
     pub key_expiry_disabled: bool,
 }
 
+/// A service of the tailnet, which devices of it provide under an address of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Service {
+    /// With `svc:` before its label.
+    pub name: String,
+    #[serde(default, rename = "addrs")]
+    pub addresses: Vec<IpAddr>,
+    /// Such as `tcp:443`; what is none leaves the ports to the devices.
+    #[serde(default)]
+    ports: Vec<String>,
+    #[serde(default)]
+    pub tags: Vec<String>,
+}
+
 /// The answer to a minted key. Never shown, as it holds the secret.
 #[derive(Deserialize)]
 pub(super) struct Minted {
@@ -126,6 +140,29 @@ impl KeyRequest {
             })
             .take(MAX_DESCRIPTION)
             .collect()
+    }
+}
+
+// === impl Service ===
+
+impl Service {
+    /// The first label of its DNS name.
+    pub fn label(&self) -> &str {
+        self.name.strip_prefix("svc:").unwrap_or(&self.name)
+    }
+
+    /// Its ports, and whether each is one of UDP.
+    pub fn ports(&self) -> Vec<(u16, bool)> {
+        let ports = self.ports.iter().filter_map(|port| {
+            let (transport, number) = port.split_once(':')?;
+            let is_udp = match transport {
+                "tcp" => false,
+                "udp" => true,
+                _ => return None,
+            };
+            Some((number.parse().ok()?, is_udp))
+        });
+        ports.collect()
     }
 }
 

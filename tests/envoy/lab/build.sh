@@ -66,10 +66,13 @@ build_gateway() {
   local module version=${gateway#*@}
   module=$(cd / && go mod download -json "$gateway")
   [[ $module == *"\"Sum\": \"$gateway_sum\""* ]] || { echo "lab: $gateway is not what it was: $module" >&2; return 1; }
-  # One at a time: its largest packages take more than two gigabytes each to compile.
-  GOTOOLCHAIN=local GOBIN=$1 nice -n 10 go install -p 1 -trimpath \
+  # Two at a time: its largest packages take more than two gigabytes each to compile.
+  GOTOOLCHAIN=local GOBIN=$1 nice -n 10 go install -p 2 -trimpath \
     -ldflags "-s -w -X github.com/envoyproxy/gateway/internal/cmd/version.envoyGatewayVersion=$version" \
     "github.com/envoyproxy/gateway/cmd/envoy-gateway@$version"
+  # Its own chart, with its CRDs.
+  cp -r "$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' <<<"$module")/charts/gateway-helm" "$1/chart"
+  chmod -R u+w "$1/chart"
 }
 
 main

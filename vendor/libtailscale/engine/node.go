@@ -266,23 +266,34 @@ func (n *Node) resolve(address string) (netip.AddrPort, error) {
 	if !ok {
 		return none, fmt.Errorf("%q is no host:port", address)
 	}
+	ip, err := n.LookUp(host)
+	if err != nil {
+		return none, err
+	}
+	return netip.AddrPortFrom(ip, port), nil
+}
+
+// LookUp finds the address of a node by name or IP address, or of a Service
+// also as "svc:" and its name. It is somebody's in the tailnet.
+func (n *Node) LookUp(host string) (netip.Addr, error) {
+	none := netip.Addr{}
 	ip, err := netip.ParseAddr(host)
 	if err != nil {
 		nm := n.backend.NetMapWithPeers()
 		if nm == nil {
 			return none, errors.New("the node has no network map yet")
 		}
-		if ip, ok = lookUp(nm, host); !ok {
+		var ok bool
+		if ip, ok = lookUp(nm, strings.TrimSuffix(host, ".")); !ok {
 			return none, fmt.Errorf("the tailnet has no %s", host)
 		}
 	}
 	ip = ip.Unmap()
-	dst := netip.AddrPortFrom(ip, port)
-	if _, _, ok := n.backend.WhoIs("tcp", dst); ok {
-		return dst, nil
+	if _, _, ok := n.backend.WhoIs("tcp", netip.AddrPortFrom(ip, 0)); ok {
+		return ip, nil
 	}
 	if _, ok := n.backend.PeerForIP(ip); ok && tsaddr.IsTailscaleIP(ip) {
-		return dst, nil // of a Service
+		return ip, nil // of a Service
 	}
 	return none, fmt.Errorf("nobody in the tailnet has the address %v", ip)
 }
@@ -300,8 +311,10 @@ func cutPort(address string) (host string, port uint16, ok bool) {
 }
 
 // lookUp finds a node by its full name or, in the node's own tailnet, by its
-// first label: nodes that others shared have names of other tailnets.
+// first label: nodes that others shared have names of other tailnets. A Service
+// is a record of the tailnet's DNS; "svc:" leaves out nodes of the same name.
 func lookUp(nm *netmap.NetworkMap, host string) (netip.Addr, bool) {
+	host, service := strings.CutPrefix(host, "svc:")
 	full := host
 	if suffix := nm.MagicDNSSuffix(); !strings.Contains(host, ".") && suffix != "" {
 		full = host + "." + suffix
@@ -312,12 +325,14 @@ func lookUp(nm *netmap.NetworkMap, host string) (netip.Addr, bool) {
 		}
 		return node.Addresses().At(0).Addr(), true
 	}
-	if ip, ok := address(nm.SelfNode); ok {
-		return ip, true
-	}
-	for _, peer := range nm.Peers {
-		if ip, ok := address(peer); ok {
+	if !service {
+		if ip, ok := address(nm.SelfNode); ok {
 			return ip, true
+		}
+		for _, peer := range nm.Peers {
+			if ip, ok := address(peer); ok {
+				return ip, true
+			}
 		}
 	}
 	for _, record := range nm.DNS.ExtraRecords {

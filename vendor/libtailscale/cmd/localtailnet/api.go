@@ -28,6 +28,7 @@ type api struct {
 	tokens   map[string]*apiToken  // by the token itself
 	lifetime time.Duration         // of tokens granted from now on
 	keys     map[string]*apiKey    // by id
+	services []apiService
 }
 
 // apiError is a refusal in the API's own form.
@@ -66,6 +67,9 @@ func newAPI(registry *registry) *api {
 	a.handle("DELETE /api/v2/device/{id}", "devices:core", a.deleteDevice)
 	a.handle("POST /api/v2/device/{id}/authorized", "devices:core", a.authorizeDevice)
 	a.handle("POST /api/v2/device/{id}/name", "devices:core", a.renameDevice)
+	a.handle("GET /api/v2/tailnet/{tailnet}/vip-services", "services:read", a.listServices)
+	a.handle("PUT /api/v2/tailnet/{tailnet}/vip-services/{name}", "services", a.putService)
+	a.handle("DELETE /api/v2/tailnet/{tailnet}/vip-services/{name}", "services", a.deleteService)
 	a.mux.HandleFunc("/", a.open(func(*http.Request) (any, error) {
 		return nil, apiRefuse(http.StatusNotFound, "404 page not found")
 	}))

@@ -524,3 +524,36 @@ func TestANodeJoinsWithAClientSecret(t *testing.T) {
 		t.Errorf("with a wrong secret: %v", err)
 	}
 }
+
+func TestAServiceIsListedUnderAnAddressThatItKeeps(t *testing.T) {
+	tailnet := startTailnet(t, Config{})
+	client := newOAuthClient(t, tailnet, map[string]any{"scopes": []string{"services"}})
+	token := tokenFor(t, tailnet, client)
+	put := func(body string) int {
+		return askAPI(t, tailnet, token, "PUT", "/api/v2/tailnet/-/vip-services/svc:shop", body).Status
+	}
+	list := func() []apiService {
+		var listed struct {
+			VIPServices []apiService `json:"vipServices"`
+		}
+		askAPI(t, tailnet, token, "GET", "/api/v2/tailnet/-/vip-services", "").decode(t, &listed)
+		return listed.VIPServices
+	}
+	if status := put(`{"name":"svc:shop","ports":["tcp:443"],"tags":["tag:shop"]}`); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	if status := put(`{"name":"svc:shop","ports":["tcp:80"]}`); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	want := []apiService{{Name: "svc:shop", Addrs: []string{"100.100.0.1"}, Ports: []string{"tcp:80"}}}
+	if listed := list(); !reflect.DeepEqual(listed, want) {
+		t.Errorf("listed %+v", listed)
+	}
+	if status := put(`{"name":"svc:other"}`); status != 400 {
+		t.Errorf("another name: status %d", status)
+	}
+	askAPI(t, tailnet, token, "DELETE", "/api/v2/tailnet/-/vip-services/svc:shop", "")
+	if listed := list(); len(listed) != 0 {
+		t.Errorf("left %+v", listed)
+	}
+}

@@ -2,7 +2,7 @@
 
 //! Made by gen.sh from tailscale.h; do not edit.
 //!
-//! cksum of tailscale.h: 4088093442 16158
+//! cksum of tailscale.h: 1950613437 16425
 
 pub const TAILSCALE_LOG_DEBUG: u32 = 0;
 pub const TAILSCALE_LOG_INFO: u32 = 1;
@@ -316,6 +316,14 @@ unsafe extern "C" {
     pub fn tailscale_whois(
         sd: tailscale,
         address: *const ::std::os::raw::c_char,
+        out: *mut *mut ::std::os::raw::c_char,
+        len: *mut usize,
+    ) -> ::std::os::raw::c_int;
+}
+unsafe extern "C" {
+    pub fn tailscale_look_up(
+        sd: tailscale,
+        host: *const ::std::os::raw::c_char,
         out: *mut *mut ::std::os::raw::c_char,
         len: *mut usize,
     ) -> ::std::os::raw::c_int;

@@ -1,0 +1,418 @@
+//! Makes the pods through which the cluster reaches a tailnet, and unmakes them: the lease holder's
+//! work. One StatefulSet for each TailscaleEndpoints that has a Snapshot of an egress.
+
+mod owned;
+mod steps;
+
+pub use owned::{EgressFollower, EgressOwned};
+
+use super::{
+    classes::Clients,
+    events::{Events, Weight},
+    gateways::{Failure, failed},
+    labels,
+    names::workload_name,
+    parameters::Defaults,
+    requests::unless_gone,
+    schedule::{Schedule, until},
+    workload::{Site, kinds, object_name},
+    world::World,
+    writer::FIELD_MANAGER,
+};
+use crate::{
+    index::egress::subject,
+    metrics::Metrics,
+    model::ObjectName,
+    tailnet::api::{ApiClient, ApiError},
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
+};
+use owned::Workload;
+use serde_json::json;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    convert::Infallible,
+    sync::Arc,
+    time::Duration,
+};
+use steps::{Applied, Case, Known, Step};
+pub(super) use steps::{ports, tailnet_of};
+use tokio::{sync::watch, time::Instant};
+
+/// How egresses are made and removed.
+#[derive(Clone, Debug)]
+pub struct EgressSettings {
+    pub site: Site,
+    pub defaults: Defaults,
+    /// How long an egress that is to go waits for a Tailscale API that is away.
+    pub removal_patience: Duration,
+    /// Nothing is made any more, all is removed.
+    pub cleanup: bool,
+}
+
+/// Works on the egresses of a [`World`], one after the other: they are few.
+#[expect(missing_debug_implementations, reason = "kube's Client has none")]
+pub struct Egresses {
+    client: Client,
+    settings: EgressSettings,
+    clients: Arc<Clients>,
+    events: Events,
+    metrics: Metrics,
+    known: HashMap<ObjectName, Known>,
+    /// When to look again at what failed, or what is on its way.
+    due: Schedule,
+}
+
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+
+/// What the client of a tailnet is known by among those of classes, whose names have no colon.
+pub(super) fn client_name(tailnet: &str) -> String {
+    format!("tailnet:{tailnet}")
+}
+
+// === impl Egresses ===
+
+impl Egresses {
+    pub fn new(
+        client: Client,
+        settings: EgressSettings,
+        clients: Arc<Clients>,
+        events: Events,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            client,
+            settings,
+            clients,
+            events,
+            metrics,
+            known: HashMap::new(),
+            due: Schedule::default(),
+        }
+    }
+
+    pub async fn run(
+        mut self,
+        mut worlds: watch::Receiver<Arc<World>>,
+        mut owned: watch::Receiver<Arc<EgressOwned>>,
+    ) -> Infallible {
+        loop {
+            let (world, there) = (
+                worlds.borrow_and_update().clone(),
+                owned.borrow_and_update().clone(),
+            );
+            if world.listed && there.listed {
+                self.look(&world, &there).await;
+            }
+            self.wait(&mut worlds, &mut owned).await;
+        }
+    }
+
+    /// Removes all that was made, and ends when nothing is left.
+    pub async fn clean_up(
+        mut self,
+        mut worlds: watch::Receiver<Arc<World>>,
+        mut owned: watch::Receiver<Arc<EgressOwned>>,
+    ) {
+        loop {
+            let (world, there) = (
+                worlds.borrow_and_update().clone(),
+                owned.borrow_and_update().clone(),
+            );
+            if world.listed && there.listed {
+                if there.workloads.is_empty() {
+                    return;
+                }
+                self.look(&world, &there).await;
+            }
+            self.wait(&mut worlds, &mut owned).await;
+        }
+    }
+
+    /// Until there is something to look at; for ever once nothing can change any more.
+    async fn wait(
+        &mut self,
+        worlds: &mut watch::Receiver<Arc<World>>,
+        owned: &mut watch::Receiver<Arc<EgressOwned>>,
+    ) {
+        let gone = tokio::select! {
+            changed = worlds.changed() => changed.is_err(),
+            changed = owned.changed() => changed.is_err(),
+            () = until(self.due.next()) => false,
+        };
+        if gone {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn look(&mut self, world: &World, owned: &EgressOwned) {
+        let now = Instant::now();
+        self.due.take_due(now);
+        let names: BTreeSet<ObjectName> = world
+            .subjects
+            .endpoints
+            .keys()
+            .map(|name| ObjectName::clone(name))
+            .chain(owned.workloads.keys().cloned())
+            .collect();
+        self.known.retain(|name, _| names.contains(name));
+        for name in names {
+            let known = self.known.entry(name.clone()).or_default();
+            if known.retry_at.is_some_and(|at| at > now) {
+                self.due.set(&name, known.retry_at);
+                continue;
+            }
+            let case = Case {
+                settings: &self.settings,
+                world,
+                name: &name,
+                workload: owned.workloads.get(&name),
+            };
+            let step = case.step(known);
+            let look_at = known.look_at;
+            let retry_at = match step {
+                None => None,
+                Some(step) => self.take(&name, world, step).await,
+            };
+            let at = retry_at.into_iter().chain(look_at).min();
+            self.due.set(&name, at);
+        }
+    }
+
+    /// Takes a step; gives the time when to look again.
+    async fn take(&mut self, name: &ObjectName, world: &World, step: Step) -> Option<Instant> {
+        let label = step.label();
+        let result = self.perform(name, world, step).await;
+        self.metrics.reconciled(label, result.is_ok());
+        let known = self.known.entry(name.clone()).or_default();
+        match result {
+            Ok(applied) => {
+                known.failures = 0;
+                if let Some(applied) = applied {
+                    known.applied = Some(applied);
+                }
+                // Until the watch has told of it.
+                known.retry_at = Some(Instant::now() + FIRST_RETRY);
+            }
+            Err(failure) => {
+                let wait = (FIRST_RETRY * 2u32.saturating_pow(known.failures)).min(LAST_RETRY);
+                tracing::warn!(endpoints = %name, error = %failure, retry_in = ?wait, "the egress is not as it should be");
+                known.failures = known.failures.saturating_add(1);
+                known.retry_at = Some(Instant::now() + wait);
+            }
+        }
+        known.retry_at
+    }
+
+    async fn perform(
+        &self,
+        name: &ObjectName,
+        world: &World,
+        step: Step,
+    ) -> Result<Option<Applied>, Failure> {
+        match step {
+            Step::Apply(input) => {
+                let mut generation = None;
+                for made in input.objects() {
+                    let api = self.api(&made.resource);
+                    let parameters = PatchParams::apply(FIELD_MANAGER).force();
+                    let applied = api
+                        .patch(&made.name, &parameters, &Patch::Apply(&made.object))
+                        .await;
+                    let applied =
+                        applied.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+                    generation = applied.metadata.generation;
+                }
+                Ok(Some(Applied {
+                    input: *input,
+                    generation,
+                    at: Instant::now(),
+                }))
+            }
+            Step::Record { secret, node_ids } => {
+                self.record(&secret, &node_ids).await?;
+                tracing::info!(endpoints = %name, node_ids, "the egress has a node");
+                Ok(None)
+            }
+            Step::Shrink { secrets, tailnet } => {
+                for (secret, node_ids) in secrets {
+                    self.remove_nodes(world, &tailnet, &node_ids).await?;
+                    self.delete_secret(&secret).await?;
+                }
+                Ok(None)
+            }
+            Step::Remove(workload, since) => {
+                self.remove(name, world, &workload, since).await?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        let namespace = &self.settings.site.namespace;
+        Api::namespaced_with(self.client.clone(), namespace, resource)
+    }
+
+    /// Under a manager of its own, so that applying the Secret leaves it alone.
+    async fn record(&self, secret: &str, node_ids: &str) -> Result<(), Failure> {
+        let [.., secrets] = kinds();
+        let patch = json!({ "metadata": { "annotations": { labels::NODE_IDS: node_ids } } });
+        let parameters = PatchParams {
+            field_manager: Some("tailway-controller-nodes".into()),
+            ..PatchParams::default()
+        };
+        self.api(&secrets)
+            .patch_metadata(secret, &parameters, &Patch::Merge(patch))
+            .await
+            .map(drop)
+            .map_err(|error| failed("Secret", secret, error))
+    }
+
+    /// Removes the pods, then their nodes, then the rest. It can be called again at any point.
+    async fn remove(
+        &self,
+        name: &ObjectName,
+        world: &World,
+        workload: &Workload,
+        since: jiff::Timestamp,
+    ) -> Result<(), Failure> {
+        let set_name = workload_name(&subject(name));
+        let [sets, ..] = kinds();
+        let deleted = self
+            .api(&sets)
+            .delete(&set_name, &DeleteParams::background())
+            .await;
+        let deleted =
+            unless_gone(deleted).map_err(|error| failed("StatefulSet", &set_name, error))?;
+        if deleted.is_some() || !workload.pods.is_empty() {
+            return Ok(());
+        }
+        let nodes = workload
+            .secrets
+            .values()
+            .flat_map(|secret| secret.node_ids());
+        let nodes: BTreeSet<String> = nodes.collect();
+        let tailnet = workload.tailnet().unwrap_or_default();
+        if let Err(error) = self.remove_nodes(world, &tailnet, &nodes).await {
+            let waited = jiff::Timestamp::now().duration_since(since);
+            if waited.unsigned_abs() < self.settings.removal_patience {
+                return Err(error.into());
+            }
+            self.tell_left_behind(name, world, &tailnet, &nodes, &error)
+                .await;
+        }
+        for resource in kinds() {
+            if resource.kind == "Secret" {
+                continue;
+            }
+            let object = object_name(&resource.kind, &set_name);
+            let deleted = self
+                .api(&resource)
+                .delete(&object, &DeleteParams::background())
+                .await;
+            unless_gone(deleted).map_err(|error| failed(&resource.kind, &object, error))?;
+        }
+        // Last, as they say which nodes there were.
+        for secret in workload.secrets.keys() {
+            self.delete_secret(secret).await?;
+        }
+        tracing::info!(endpoints = %name, "the egress is removed");
+        Ok(())
+    }
+
+    async fn delete_secret(&self, name: &str) -> Result<(), Failure> {
+        let [.., secrets] = kinds();
+        let deleted = self
+            .api(&secrets)
+            .delete(name, &DeleteParams::background())
+            .await;
+        unless_gone(deleted)
+            .map(drop)
+            .map_err(|error| failed("Secret", name, error))
+    }
+
+    async fn remove_nodes(
+        &self,
+        world: &World,
+        tailnet: &str,
+        node_ids: &BTreeSet<String>,
+    ) -> Result<(), ApiError> {
+        if node_ids.is_empty() {
+            return Ok(());
+        }
+        let (client, tags) = self.client_of(world, tailnet)?;
+        for id in node_ids {
+            let Some(device) = client.device(id).await? else {
+                continue;
+            };
+            if !tags.is_empty() && !device.tags.iter().any(|tag| tags.contains(tag)) {
+                tracing::warn!(
+                    device = device.name,
+                    "the device has other tags than the TailscaleTailnet gives: it is left alone"
+                );
+                continue;
+            }
+            client.delete_device(id).await?;
+            tracing::info!(device = device.name, "device removed from the tailnet");
+        }
+        Ok(())
+    }
+
+    /// With the tags that its nodes have.
+    fn client_of(
+        &self,
+        world: &World,
+        tailnet: &str,
+    ) -> Result<(ApiClient, Vec<String>), ApiError> {
+        let name = client_name(tailnet);
+        let parameters =
+            super::parameters::tailnet_parameters(tailnet, world, &self.settings.defaults);
+        match parameters {
+            Ok(parameters) => {
+                let client = self.clients.client(&name, &parameters)?;
+                Ok((client, parameters.tags))
+            }
+            Err(reason) => match self.clients.last(&name) {
+                Some((parameters, client)) => Ok((client, parameters.tags)),
+                None => Err(ApiError::Settings(reason)),
+            },
+        }
+    }
+
+    async fn tell_left_behind(
+        &self,
+        name: &ObjectName,
+        world: &World,
+        tailnet: &str,
+        nodes: &BTreeSet<String>,
+        error: &ApiError,
+    ) {
+        let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+        let note = format!(
+            "nodes of the egress of {name} (IDs {}) stay in the tailnet, as they could not be removed in time: {error}; remove them in the admin console",
+            nodes.join(", ")
+        );
+        tracing::warn!(endpoints = %name, "{note}");
+        let reason = "DeviceLeftBehind";
+        if let Some(object) = world.subjects.endpoints.get(name) {
+            self.events
+                .tell(&**object, Weight::Warning, reason, note)
+                .await;
+        } else if let Some(object) = world.subjects.tailnets.get(&ObjectName::new("", tailnet)) {
+            self.events
+                .tell(&**object, Weight::Warning, reason, note)
+                .await;
+        }
+    }
+}
+
+/// The pods of each egress by their Secrets: how many there are, by ordinal.
+fn ordinal(secret: &str) -> Option<u16> {
+    let pod = secret.strip_suffix("-state")?;
+    pod.rsplit_once('-')?.1.parse().ok()
+}
+
+type ByName<T> = BTreeMap<String, T>;

@@ -1,0 +1,409 @@
+//! Endpoints of a tailnet as backends, and the egress to them.
+
+use super::{
+    streams::{ask, echo as udp_echo, serving},
+    world::{DEADLINE, Tailnet, Tailway, backend, eventually, soon},
+};
+use crate::{
+    discovery::scene::{TOKEN, World, until_snapshot},
+    proxy::scene::{self, route, snapshot, tcp_port_to},
+};
+use serde_json::json;
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tailway::{
+    api::Object,
+    discovery::subscribe,
+    drain::Drain,
+    index::{Index, egress},
+    metrics::Metrics,
+    model::{Health, ObjectName, Programmed, Role, Snapshot, UdpListener},
+    net::Stream,
+    proxy::{Gateway, GatewaySettings, Limits, Proxy, Schedule},
+    tailnet::{Connection, Listener, Node, NodeConfig, State},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
+
+/// A page that is there or not.
+async fn page(is_well: Arc<AtomicBool>) -> u16 {
+    backend(move |mut stream| {
+        let is_well = Arc::clone(&is_well);
+        async move {
+            let mut request = vec![0; 4096];
+            if stream.read(&mut request).await.is_ok() {
+                let status = match is_well.load(Ordering::Relaxed) {
+                    true => "200 OK",
+                    false => "503 Busy",
+                };
+                let response = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: 5\r\nconnection: close\r\n\r\nhello"
+                );
+                let _ = stream.write_all(response.as_bytes()).await;
+                let _ = stream.shutdown().await;
+            }
+        }
+    })
+    .await
+}
+
+/// Serves a page at port 80 of a node, an echo of TCP at 7000 and one of UDP at 5353.
+async fn target(node: &Node, is_well: Arc<AtomicBool>) -> Proxy<Node> {
+    let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let to = |name: &str| tcp_port_to(route(&[(1, Some(name))]));
+    let backends = [
+        ("page", vec![at(page(is_well).await)]),
+        ("echo", vec![scene::echo().await]),
+        ("udp", vec![udp_echo().await]),
+    ];
+    let backends: Vec<_> = backends
+        .iter()
+        .map(|(name, addresses)| (*name, addresses.as_slice()))
+        .collect();
+    let listener = UdpListener {
+        name: "udp".into(),
+        route: route(&[(1, Some("udp"))]),
+    };
+    let snapshot = Snapshot {
+        udp_ports: [(5353, listener)].into(),
+        ..snapshot([(80, to("page")), (7000, to("echo"))], &backends)
+    };
+    serving(node, &snapshot).await
+}
+
+/// A Gateway `gw` with routes to endpoints of a node that is called `target`.
+fn gateway(target_ip: &str) -> String {
+    let reference = |port: u16| {
+        format!(
+            "{{group: gateway.tailscale.com, kind: TailscaleEndpoints, name: target, port: {port}}}"
+        )
+    };
+    let route = |kind: &str, listener: &str, port: u16| {
+        let version = match kind {
+            "HTTPRoute" => "v1",
+            _ => "v1alpha2",
+        };
+        format!(
+            "---
+apiVersion: gateway.networking.k8s.io/{version}
+kind: {kind}
+metadata: {{name: {listener}}}
+spec:
+  parentRefs: [{{name: gw, sectionName: {listener}}}]
+  rules: [{{backendRefs: [{}]}}]
+",
+            reference(port)
+        )
+    };
+    let routes = [
+        route("HTTPRoute", "http", 80),
+        route("TCPRoute", "tcp", 7000),
+        route("UDPRoute", "udp", 5353),
+    ];
+    format!(
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {{name: tailnet}}
+spec: {{controllerName: tailway.michaelbeaumont.github.io/controller}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: gw}}
+spec:
+  gatewayClassName: tailnet
+  addresses: [{{type: Hostname, value: gw}}]
+  listeners:
+    - {{name: http, port: 80, protocol: HTTP}}
+    - {{name: tcp, port: 7000, protocol: TCP}}
+    - {{name: udp, port: 5353, protocol: UDP}}
+---
+apiVersion: gateway.tailscale.com/v1alpha1
+kind: TailscaleEndpoints
+metadata: {{name: target}}
+spec:
+  endpoints:
+    - name: web
+      port: 80
+      tailscaleFQDN: target
+      healthCheck: {{path: /, interval: 200ms, timeout: 200ms, healthyThreshold: 1, unhealthyThreshold: 2}}
+    - {{name: echo, port: 7000, protocol: TCP, tailscaleIP: {target_ip}}}
+    - {{name: datagrams, port: 5353, protocol: UDP, tailscaleFQDN: target}}
+{}",
+        routes.concat()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_lead_to_endpoints_of_the_tailnet_over_the_gateways_own_node() {
+    let tailnet = Tailnet::start().await;
+    let node = tailnet.node("target").await;
+    let is_well = Arc::new(AtomicBool::new(true));
+    let _target = target(&node, Arc::clone(&is_well)).await;
+    let ip = node.watch().borrow().ips[0].to_string();
+    let tailway = Tailway::start(&tailnet, &gateway(&ip)).await;
+    tailway.ready().await;
+    let url = format!("http://gw.{}/", tailnet.domain());
+    for _ in 0..3 {
+        let answer = eventually("the page of the target", || async {
+            tailnet.visit(&url).await.ok()
+        })
+        .await;
+        assert_eq!(
+            (answer["status"].as_u64(), answer["body"].as_str()),
+            (Some(200), Some("hello"))
+        );
+    }
+    let mut tunnel = tailnet.tunnel("gw:7000").await.unwrap();
+    tunnel.write_all(b"there and back").await.unwrap();
+    let mut answer = [0; 14];
+    soon("the echo", tunnel.read_exact(&mut answer))
+        .await
+        .unwrap();
+    assert_eq!(&answer, b"there and back");
+    let client = tailnet.node("client").await;
+    let own = client.watch().borrow().ips[0];
+    let socket = client.listen_packet((own, 0).into()).unwrap();
+    let gateway = tailnet.get("/nodes/gw").await;
+    let gateway = gateway["addresses"][0].as_str().unwrap();
+    let gateway = gateway.split('/').next().unwrap().parse().unwrap();
+    ask(&socket, SocketAddr::new(gateway, 5353), b"a datagram").await;
+
+    let health = async |value: u8| {
+        let line = format!(
+            "tailway_endpoint_healthy{{gateway=\"default/gw\",endpoint=\"default/target/web\"}} {value}"
+        );
+        eventually(&line, || async {
+            let metrics = tailway.page("/metrics").await.1;
+            metrics.lines().any(|found| found == line).then_some(())
+        })
+        .await;
+    };
+    health(1).await;
+    is_well.store(false, Ordering::Relaxed);
+    health(0).await;
+    // It is the only one, and better than none.
+    assert_eq!(tailnet.visit(&url).await.unwrap()["status"], 503);
+    is_well.store(true, Ordering::Relaxed);
+    health(1).await;
+    let told = tailway.logs("the endpoint is unhealthy").await;
+    assert!(told.contains("status 503"), "{told}");
+}
+
+/// The Snapshot of an egress to a node that is called `target`. Ports follow from the names, which
+/// are therefore no other test's.
+fn egress_to_target() -> (Snapshot, [String; 3]) {
+    let names = ["web", "bytes", "datagrams"].map(|name| format!("{name}-{}", std::process::id()));
+    let check = json!({
+        "path": "/",
+        "interval": "200ms",
+        "timeout": "200ms",
+        "healthyThreshold": 1,
+        "unhealthyThreshold": 2,
+    });
+    let object = json!({
+        "metadata": {"name": "example", "namespace": "default", "generation": 5},
+        "spec": {"endpoints": [
+            {"name": names[0], "port": 80, "tailscaleFQDN": "target", "healthCheck": check},
+            {"name": names[1], "port": 7001, "protocol": "TCP", "tailscaleFQDN": "target"},
+            {"name": names[2], "port": 5353, "protocol": "UDP", "tailscaleFQDN": "target"},
+            {"name": "outside", "port": 80, "externalTarget": "example.com:80"},
+        ]},
+    });
+    let mut index = Index::default();
+    index.apply(Object::Endpoints(Box::new(
+        serde_json::from_value(object).unwrap(),
+    )));
+    let outcome = index.evaluate();
+    let subject = egress::subject(&ObjectName::new("default", "example"));
+    (Snapshot::clone(&outcome.snapshots[&subject]), names)
+}
+
+fn settings() -> GatewaySettings {
+    GatewaySettings {
+        limits: Limits::default(),
+        metrics: Metrics::default(),
+        schedule: Schedule::default(),
+    }
+}
+
+fn config(tailnet: &Tailnet, snapshot: &Snapshot) -> NodeConfig {
+    tailnet.config(&format!("{}-0", snapshot.node.name), State::Memory)
+}
+
+/// A connection through an egress, and its other end in the tailnet.
+async fn connected(to: SocketAddr, listener: &mut Listener) -> (TcpStream, Connection) {
+    let client = TcpStream::connect(to).await.unwrap();
+    let accepted = soon("the other end", listener.accept()).await.unwrap();
+    (client, accepted.open().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_egress_leads_clients_of_its_pod_to_nodes_of_the_tailnet_and_outlives_the_control_server()
+ {
+    let tailnet = Tailnet::start().await;
+    let node = tailnet.node("target").await;
+    let is_well = Arc::new(AtomicBool::new(true));
+    let _target = target(&node, Arc::clone(&is_well)).await;
+    let mut listener = node.listen(7001, Arc::new(|_, _| true)).unwrap();
+
+    // As its pod gets it.
+    let (published, [web, bytes, datagrams]) = egress_to_target();
+    let world = World::new();
+    world.tokens.set(TOKEN, Ok(published.gateway.clone()));
+    let server = world.serve().await;
+    world.publish(&[&published]);
+    let mut following = world.client_settings(server.address);
+    following.gateway = published.gateway.clone();
+    let pod = subscribe(following, world.metrics.clone()).await;
+    let received = until_snapshot(&pod, &published).await;
+    let snapshot = Snapshot::clone(&received.snapshot);
+    assert_eq!(snapshot.role, Role::Egress);
+    let port = |name: &str| {
+        let mut ports = snapshot.ports.iter();
+        let found = ports.find(|(_, port)| port.listener_names() == [name]);
+        SocketAddr::from((Ipv4Addr::LOCALHOST, *found.unwrap().0))
+    };
+    let udp = *snapshot
+        .udp_ports
+        .iter()
+        .find(|(_, of)| of.name == datagrams)
+        .unwrap()
+        .0;
+    assert_eq!(
+        snapshot.ports.len() + snapshot.udp_ports.len(),
+        3,
+        "the fourth is outside"
+    );
+
+    let egress = Gateway::start(
+        snapshot.clone(),
+        config(&tailnet, &snapshot),
+        settings(),
+        &Drain::default(),
+    );
+    let mut reports = egress.report();
+    let ready = reports.wait_for(|report| report.programmed == Programmed::Generation(5));
+    let report = soon("the egress is ready", ready).await.unwrap().clone();
+    assert_eq!(
+        report.dns_name,
+        format!("example-egress-0.{}", tailnet.domain())
+    );
+
+    // Bytes, half-close and resets, either way.
+    let large: Vec<_> = (0..20_000u32).map(|at| at as u8).collect();
+    let (mut client, mut served) = connected(port(&bytes), &mut listener).await;
+    scene::pass(&mut client, &mut served, &large).await;
+    scene::pass(&mut served, &mut client, &large).await;
+    client.shutdown().await.unwrap();
+    assert_eq!(scene::read_all(&mut served).await.unwrap(), b"");
+    served.write_all(b"still heard").await.unwrap();
+    served.shutdown().await.unwrap();
+    assert_eq!(scene::read_all(&mut client).await.unwrap(), b"still heard");
+    let (client, mut served) = connected(port(&bytes), &mut listener).await;
+    scene::reset(client);
+    let _ = soon("the end", served.read(&mut [0; 8])).await;
+    assert!(served.was_reset());
+    let (mut client, served) = connected(port(&bytes), &mut listener).await;
+    served.reset();
+    let error = soon("the reset", client.read(&mut [0; 8]))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    socket.connect((Ipv4Addr::LOCALHOST, udp)).await.unwrap();
+    eventually("an answer to a datagram", || async {
+        socket.send(b"a datagram").await.unwrap();
+        let mut buffer = [0; 64];
+        let answer = timeout(Duration::from_secs(1), socket.recv(&mut buffer)).await;
+        let length = answer.ok()?.ok()?;
+        (&buffer[..length] == b"a datagram").then_some(())
+    })
+    .await;
+
+    // What is unhealthy is told.
+    let is = |health: &Health| {
+        let (web, health) = (web.clone(), health.clone());
+        move |report: &tailway::model::NodeReport| report.health.get(&web) == Some(&health)
+    };
+    soon("it is healthy", reports.wait_for(is(&Health::Healthy)))
+        .await
+        .unwrap();
+    is_well.store(false, Ordering::Relaxed);
+    let busy = Health::Unhealthy {
+        reason: "status 503".into(),
+    };
+    soon("it is unhealthy", reports.wait_for(is(&busy)))
+        .await
+        .unwrap();
+    is_well.store(true, Ordering::Relaxed);
+    soon(
+        "it is healthy again",
+        reports.wait_for(is(&Health::Healthy)),
+    )
+    .await
+    .unwrap();
+
+    tailnet.post("/control/stop", json!({})).await;
+    let (mut client, mut served) = connected(port(&bytes), &mut listener).await;
+    scene::pass(&mut client, &mut served, b"word").await;
+    let ended = egress.end(Duration::from_secs(10));
+    let finishing = async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        scene::pass(&mut client, &mut served, b"word").await;
+        client.shutdown().await.unwrap();
+        served.shutdown().await.unwrap();
+        drop((client, served));
+    };
+    soon("the egress has drained", async {
+        tokio::join!(ended, finishing)
+    })
+    .await;
+    let refused = TcpStream::connect(port(&bytes)).await.unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_the_tailnet_are_found_and_nothing_else_is() {
+    let tailnet = Tailnet::start().await;
+    let (one, other) = (tailnet.node("one").await, tailnet.node("other").await);
+    let ip = other.watch().borrow().ips[0];
+    let domain = tailnet.domain();
+    eventually("one knows the other", || async {
+        one.look_up("other").ok()
+    })
+    .await;
+    for host in [
+        "other",
+        "OTHER",
+        &format!("other.{domain}"),
+        &format!("other.{domain}."),
+        &ip.to_string(),
+    ] {
+        assert_eq!(one.look_up(host), Ok(ip), "{host}");
+    }
+    for host in [
+        "nobody",
+        "svc:other",
+        "localhost",
+        "example.com",
+        "127.0.0.1",
+        "1.1.1.1",
+        "",
+    ] {
+        assert!(one.look_up(host).is_err(), "{host}");
+    }
+    let refused = one.dial(&format!("{ip}:9"), DEADLINE).await.unwrap_err();
+    assert!(refused.to_string().contains("refused"), "{refused}");
+}
