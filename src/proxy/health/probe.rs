@@ -139,13 +139,16 @@ async fn get(stream: BackendStream, path: &str, host: &str) -> Result<(), Failur
     let no_response = |error| Failure::Failed(format!("no response: {error}"));
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(no_response)?;
+    let mut response = std::pin::pin!(sender.send_request(request));
     let response = tokio::select! {
-        response = sender.send_request(request) => response.map_err(no_response)?,
-        ended = connection => return Err(match ended {
-            Ok(()) => Failure::Failed("no response: the connection was closed".into()),
-            Err(error) => no_response(error),
-        }),
+        response = &mut response => response,
+        ended = connection => match ended {
+            // The response may have come with the end.
+            Ok(()) => response.await,
+            Err(error) => return Err(no_response(error)),
+        },
     };
+    let response = response.map_err(no_response)?;
     match response.status() {
         status if status.is_success() => Ok(()),
         status => Err(Failure::Failed(format!("status {}", status.as_u16()))),
