@@ -441,7 +441,9 @@ impl admin::View for View {
     }
 
     fn config(&self) -> String {
-        snapshots_yaml(self.outcome().snapshots.values())
+        let outcome = self.outcome().clone();
+        let served = outcome.snapshots.values();
+        snapshots_yaml(served.filter(|snapshot| snapshot.role == Role::Ingress))
     }
 
     fn status(&self) -> String {

@@ -150,7 +150,7 @@ async fn routes_lead_to_endpoints_of_the_tailnet_over_the_gateways_own_node() {
     let node = tailnet.node("target").await;
     let is_well = Arc::new(AtomicBool::new(true));
     let _target = target(&node, Arc::clone(&is_well)).await;
-    let ip = node.watch().borrow().ips[0].to_string();
+    let ip = node.status().unwrap().ips[0].to_string();
     let tailway = Tailway::start(&tailnet, &gateway(&ip)).await;
     tailway.ready().await;
     let url = format!("http://gw.{}/", tailnet.domain());
@@ -172,7 +172,7 @@ async fn routes_lead_to_endpoints_of_the_tailnet_over_the_gateways_own_node() {
         .unwrap();
     assert_eq!(&answer, b"there and back");
     let client = tailnet.node("client").await;
-    let own = client.watch().borrow().ips[0];
+    let own = client.status().unwrap().ips[0];
     let socket = client.listen_packet((own, 0).into()).unwrap();
     let gateway = tailnet.get("/nodes/gw").await;
     let gateway = gateway["addresses"][0].as_str().unwrap();
@@ -378,7 +378,7 @@ async fn an_egress_leads_clients_of_its_pod_to_nodes_of_the_tailnet_and_outlives
 async fn names_of_the_tailnet_are_found_and_nothing_else_is() {
     let tailnet = Tailnet::start().await;
     let (one, other) = (tailnet.node("one").await, tailnet.node("other").await);
-    let ip = other.watch().borrow().ips[0];
+    let ip = other.status().unwrap().ips[0];
     let domain = tailnet.domain();
     eventually("one knows the other", || async {
         one.look_up("other").ok()

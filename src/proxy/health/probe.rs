@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use std::{
     future::poll_fn,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::pin,
     time::Duration,
 };
 use tokio::{net::UdpSocket, time::timeout};
@@ -139,14 +140,11 @@ async fn get(stream: BackendStream, path: &str, host: &str) -> Result<(), Failur
     let no_response = |error| Failure::Failed(format!("no response: {error}"));
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(no_response)?;
-    let mut response = std::pin::pin!(sender.send_request(request));
+    let mut response = pin!(sender.send_request(request));
+    // The connection may end with the response, which is there all the same then.
     let response = tokio::select! {
         response = &mut response => response,
-        ended = connection => match ended {
-            // The response may have come with the end.
-            Ok(()) => response.await,
-            Err(error) => return Err(no_response(error)),
-        },
+        _ = connection => response.await,
     };
     let response = response.map_err(no_response)?;
     match response.status() {

@@ -219,7 +219,8 @@ async fn http_is_good_when_it_answers_with_a_status_of_success() {
 
 #[tokio::test]
 async fn an_answer_that_comes_with_the_end_of_its_connection_is_one() {
-    let (port, _) = server("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+    let (port, _) =
+        server("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
     // What comes first is up to chance.
     for _ in 0..200 {
         assert_eq!(attempt(get(), port, 5000).await, Ok(()));
