@@ -8,8 +8,8 @@ use crate::{
     args::ExtensionArguments,
     drain::Drain,
     extension::{
-        BindError, Call, Hooks, Keeper, Known, Listener, Notes, Observer, ServeError, Server,
-        ServerSettings, Settings, Tls, TlsError, TlsFiles, Told,
+        BindError, Call, Hooks, Keeper, Known, Listener, Notes, Observer, Routed, ServeError,
+        Server, ServerSettings, Settings, Tls, TlsError, TlsFiles, Told,
     },
     metrics::{ExtensionCall, Metrics},
 };
@@ -72,6 +72,7 @@ pub async fn extension(arguments: ExtensionArguments) -> Result<(), ExtensionErr
     let server = Server::new(hooks.clone(), sets, observer, settings);
     let serving = tokio::spawn(server.serve(listener, drain.clone()));
     let admin = Admin::bind(arguments.admin.address).await?;
+    tracing::info!(address = %admin.address(), "admin pages");
     let admin = tokio::spawn(admin.serve(Arc::clone(&view) as Arc<dyn admin::View>));
     let source = match (client, &view.notes) {
         (Some(client), Some(notes)) => {
@@ -175,7 +176,7 @@ struct Shown {
     set: String,
     revision: String,
     resync: i64,
-    services: usize,
+    services: Vec<Routed>,
     skipped: Vec<ShownSkip>,
     answered_at: String,
 }
@@ -217,7 +218,7 @@ impl View {
                 set: set.to_string(),
                 revision: served.revision.clone(),
                 resync: served.resync,
-                services: served.services,
+                services: served.services.clone(),
                 skipped,
                 answered_at: now.clone(),
             };

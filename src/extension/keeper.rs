@@ -3,10 +3,14 @@
 use super::{
     hooks::Hooks,
     plan::{Plan, Served},
-    record::{FIELD_MANAGER, Record, Resyncs, SERVED_ANNOTATION, SeenSet},
+    record::{FIELD_MANAGER, Record, Resyncs, SeenSet},
     set::EgressSet,
 };
-use crate::{api::upstream::egress::TailscaleEgressSet, metrics::Metrics, model::ObjectName};
+use crate::{
+    api::{SERVED_ANNOTATION, upstream::egress::TailscaleEgressSet},
+    metrics::Metrics,
+    model::ObjectName,
+};
 use futures_util::StreamExt;
 use jiff::Timestamp;
 use kube::{

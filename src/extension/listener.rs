@@ -9,7 +9,10 @@ use std::{
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -48,7 +51,14 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 
 /// A connection of whatever kind.
-pub(super) struct Connection(Box<dyn Stream>);
+pub(super) struct Connection {
+    stream: Box<dyn Stream>,
+    peer: Peer,
+}
+
+/// What is known of the Envoy Gateway at the other end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Peer(Arc<AtomicBool>);
 
 /// A client that takes longer for its handshake is cut off.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -119,8 +129,8 @@ impl Listener {
 
     async fn next(&self, sender: &mpsc::Sender<Result<Connection, Infallible>>) -> io::Result<()> {
         let connection = match self {
-            Self::Tcp(listener) => Connection(Box::new(accept(listener).await?)),
-            Self::Unix(listener, _) => Connection(Box::new(listener.accept().await?.0)),
+            Self::Tcp(listener) => Connection::new(accept(listener).await?),
+            Self::Unix(listener, _) => Connection::new(listener.accept().await?.0),
             Self::Tls(listener, tls) => {
                 let stream = accept(listener).await?;
                 // Apart, so that a client that says nothing holds up nobody.
@@ -149,7 +159,7 @@ async fn shake_hands(
     let acceptor = TlsAcceptor::from(tls.config());
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
-            let _ = sender.send(Ok(Connection(Box::new(stream)))).await;
+            let _ = sender.send(Ok(Connection::new(stream))).await;
         }
         Ok(Err(error)) => tracing::warn!(%error, "no handshake with Envoy Gateway"),
         Err(_) => tracing::debug!("the handshake took too long"),
@@ -165,12 +175,36 @@ impl Drop for Listener {
     }
 }
 
+// === impl Peer ===
+
+impl Peer {
+    /// Notes that its calls bring routes or policies.
+    pub(super) fn brings_routes(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn has_brought_routes(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 // === impl Connection ===
 
-impl Connected for Connection {
-    type ConnectInfo = ();
+impl Connection {
+    fn new(stream: impl Stream) -> Self {
+        Self {
+            stream: Box::new(stream),
+            peer: Peer::default(),
+        }
+    }
+}
 
-    fn connect_info(&self) {}
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
 }
 
 impl AsyncRead for Connection {
@@ -179,7 +213,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
@@ -189,14 +223,14 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{api::upstream::egress::RoutedService, model::ObjectName};
 use bytes::Bytes;
+use serde::Serialize;
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -31,8 +32,20 @@ pub struct Served {
     pub revision: String,
     pub resync: i64,
     /// Services that have a route.
-    pub services: usize,
+    pub services: Vec<Routed>,
     pub skipped: Vec<Skipped>,
+}
+
+/// A service that has a route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Routed {
+    pub service: String,
+    /// `namespace/name` of its TailscaleEndpoints.
+    pub source: String,
+    pub path_prefix: String,
+    pub route: String,
+    pub cluster: String,
 }
 
 impl Plan {
@@ -68,7 +81,7 @@ impl Plan {
         settings: &Settings,
     ) {
         let mut skipped = set.skipped.clone();
-        let mut services = 0;
+        let mut services = Vec::new();
         self.routes.entry(set.gateway.clone()).or_default();
         for service in &set.services {
             let rendered = names
@@ -76,7 +89,13 @@ impl Plan {
                 .and_then(|()| self.render(service, &set.gateway, foreign, settings));
             match rendered {
                 Ok(rendered) => {
-                    services += 1;
+                    services.push(Routed {
+                        service: service.name.clone(),
+                        source: service.source.clone(),
+                        path_prefix: service.path_prefix.clone(),
+                        route: service.route.clone(),
+                        cluster: rendered.cluster,
+                    });
                     self.clusters.extend(rendered.clusters);
                     let routes = self.routes.entry(set.gateway.clone()).or_default();
                     routes.extend(rendered.routes);

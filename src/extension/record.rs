@@ -9,13 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Annotation that holds a [`Record`].
-pub const SERVED_ANNOTATION: &str = "gateway.tailscale.com/served";
-
 /// Who counts `spec.resync` up.
 pub const FIELD_MANAGER: &str = "tailway-extension";
 
-/// How a set was last served.
+/// How a set was last served: the content of [`SERVED_ANNOTATION`](crate::api::SERVED_ANNOTATION).
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Record {
@@ -275,7 +272,7 @@ mod tests {
             gateway: ObjectName::new("default", "eg"),
             revision: "r1".into(),
             resync: 2,
-            services: 0,
+            services: Vec::new(),
             skipped: (0..5000).map(skipped).collect(),
         };
         let (one, other) = (

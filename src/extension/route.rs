@@ -23,6 +23,8 @@ use std::time::Duration;
 /// What one service is for Envoy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rendered {
+    /// The one that requests go to, unless they are of gRPC and need another.
+    pub(super) cluster: String,
     pub(super) clusters: Vec<(String, Bytes)>,
     /// In the order in which they are tried.
     pub(super) routes: Vec<RenderedRoute>,
@@ -68,7 +70,10 @@ pub(super) fn render(
     cluster: &str,
     settings: &Settings,
 ) -> Result<Rendered, Refusal> {
-    let mut rendered = Rendered::default();
+    let mut rendered = Rendered {
+        cluster: cluster.into(),
+        ..Rendered::default()
+    };
     let mut add = |sending, suffix| -> Result<(), Refusal> {
         let one = render_one(
             service,
@@ -112,6 +117,7 @@ fn render_one(
         stat_prefix: service.route.replace(['.', ':', '/'], "_"),
     };
     Ok(Rendered {
+        cluster: cluster_name.into(),
         clusters: vec![(cluster_name.into(), cluster.encode_to_vec().into())],
         routes: vec![RenderedRoute {
             name: route.name.clone(),

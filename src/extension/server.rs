@@ -3,7 +3,7 @@
 use super::{
     Plan,
     hooks::{Answer, Hooks, Told},
-    listener::{Connection, Listener},
+    listener::{Connection, Listener, Peer},
     proto::{
         PostClusterModifyRequest, PostClusterModifyResponse, PostEndpointsModifyRequest,
         PostEndpointsModifyResponse, PostHttpListenerModifyRequest, PostHttpListenerModifyResponse,
@@ -309,12 +309,20 @@ impl EnvoyGatewayExtension for Service {
         request: Request<PostTranslateModifyRequest>,
     ) -> Result<Response<PostTranslateModifyResponse>, Status> {
         let hook = Hook::Translation;
-        let known = match Hooks::needs_known(request.get_ref()) {
-            false => None,
-            true => self.known().await.map_err(|status| {
+        let peer = request.extensions().get::<Peer>().cloned();
+        let peer = peer.unwrap_or_default();
+        // An Envoy Gateway that ever brings routes has them put in here, and asks for no virtual
+        // host: what is known is not for it.
+        let known = if !Hooks::needs_known(request.get_ref()) {
+            peer.brings_routes();
+            None
+        } else if peer.has_brought_routes() {
+            None
+        } else {
+            self.known().await.map_err(|status| {
                 let asked = request.get_ref().encoded_len();
                 self.put_off::<PostTranslateModifyResponse>(hook, asked, status)
-            })?,
+            })?
         };
         let answer = move |hooks: &Hooks, request| hooks.translation(request, known.as_deref());
         self.answer(hook, request, answer).await
@@ -347,5 +355,74 @@ impl Default for ServerSettings {
             patience: Duration::from_secs(60),
             farewell: Duration::from_secs(5),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::extension::Settings;
+    use std::sync::Mutex;
+    use tonic::Code;
+
+    #[derive(Default)]
+    struct Calls(Mutex<Vec<Call>>);
+
+    impl Observer for Calls {
+        fn called(&self, call: Call) {
+            self.0.lock().unwrap().push(call);
+        }
+    }
+
+    fn service(bound: Duration) -> (Service, Arc<Calls>) {
+        let calls = Arc::new(Calls::default());
+        let settings = ServerSettings {
+            bound,
+            ..ServerSettings::default()
+        };
+        let observer = Arc::clone(&calls) as Arc<dyn Observer>;
+        let hooks = Hooks::new(Settings::default());
+        let server = Server::new(hooks, None, observer, settings);
+        (Service(server.shared), calls)
+    }
+
+    fn request() -> Request<PostRouteModifyRequest> {
+        Request::new(PostRouteModifyRequest {
+            route: "a route".into(),
+            post_route_context: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_an_error_of_its_call_alone() {
+        let (service, calls) = service(Duration::from_secs(60));
+        let failed = service.answer(
+            Hook::Route,
+            request(),
+            |_, _| -> Answer<PostRouteModifyResponse> { panic!("a bug") },
+        );
+        assert_eq!(failed.await.err().map(|e| e.code()), Some(Code::Internal));
+        let next = service.post_route_modify(request()).await.unwrap();
+        assert_eq!(next.into_inner().route, "a route");
+        let results: Vec<_> = calls.0.lock().unwrap().drain(..).collect();
+        assert!(results[0].result.is_err());
+        assert!(results[1].result.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_takes_too_long_is_given_up_so_that_it_comes_again() {
+        let (service, _) = service(Duration::from_millis(20));
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let slow = service.answer(Hook::Route, request(), move |_, request| {
+            // Until the test lets go.
+            let _ = released.recv();
+            Answer::unchanged(PostRouteModifyResponse {
+                route: request.route,
+            })
+        });
+        assert_eq!(slow.await.err().map(|e| e.code()), Some(Code::Unavailable));
+        let next = service.post_route_modify(request()).await.unwrap();
+        assert_eq!(next.into_inner().route, "a route");
+        drop(release);
     }
 }

@@ -3,5 +3,8 @@
 mod bootstrap;
 mod golden;
 mod hooks;
+mod keeper;
 mod messages;
+mod process;
+mod secured;
 mod serving;

@@ -6,6 +6,7 @@ use super::{
 };
 use prost::Message;
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -14,7 +15,7 @@ use tailway::{
     drain::Drain,
     extension::{
         Call, EgressSet, Hook, Hooks, Known, Listener, Observer, Plan, Server, ServerSettings,
-        Settings,
+        Settings, Tls,
         proto::{
             PostClusterModifyRequest, PostEndpointsModifyRequest, PostHttpListenerModifyRequest,
             PostRouteModifyRequest, PostTranslateModifyRequest, PostVirtualHostModifyRequest,
@@ -41,10 +42,11 @@ impl Observer for Calls {
     }
 }
 
-/// A server on a socket of its own.
-struct Scene {
+/// A server on a socket or a port of its own.
+pub struct Scene {
     _directory: tempfile::TempDir,
     socket: PathBuf,
+    pub address: Option<SocketAddr>,
     calls: Arc<Calls>,
     drain: Drain,
     serving: JoinHandle<()>,
@@ -53,21 +55,36 @@ struct Scene {
 impl Scene {
     fn start(known: Option<Known>, settings: ServerSettings) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("socket");
+        let listener = Listener::unix(&directory.path().join("socket")).unwrap();
+        Self::serve(directory, listener, known, settings)
+    }
+
+    pub async fn start_on_port(tls: Option<Tls>, settings: ServerSettings) -> Self {
+        let address = "127.0.0.1:0".parse().unwrap();
+        let listener = Listener::tcp(address, tls).await.unwrap();
+        Self::serve(tempfile::tempdir().unwrap(), listener, None, settings)
+    }
+
+    fn serve(
+        directory: tempfile::TempDir,
+        listener: Listener,
+        known: Option<Known>,
+        settings: ServerSettings,
+    ) -> Self {
         let calls = Arc::new(Calls::default());
         let hooks = Hooks::new(Settings::default());
         let observer = Arc::clone(&calls) as Arc<dyn Observer>;
         let server = Server::new(hooks, known, observer, settings);
-        let listener = Listener::unix(&socket).unwrap();
         let drain = Drain::default();
+        let address = listener.address();
         let serving = server.serve(listener, drain.clone());
-        let serving = tokio::spawn(async move { serving.await.unwrap() });
         Self {
+            socket: directory.path().join("socket"),
             _directory: directory,
-            socket,
+            address,
             calls,
             drain,
-            serving,
+            serving: tokio::spawn(async move { serving.await.unwrap() }),
         }
     }
 
@@ -77,7 +94,7 @@ impl Scene {
     }
 }
 
-async fn connect(socket: &Path) -> Channel {
+pub async fn connect(socket: &Path) -> Channel {
     let endpoint = Endpoint::from_shared(format!("unix://{}", socket.display())).unwrap();
     endpoint.connect().await.unwrap()
 }
@@ -99,7 +116,7 @@ fn translation_without_policies() -> PostTranslateModifyRequest {
     }
 }
 
-fn virtual_host() -> PostVirtualHostModifyRequest {
+pub fn virtual_host() -> PostVirtualHostModifyRequest {
     PostVirtualHostModifyRequest {
         virtual_host: host("*", [route("user", Match::Prefix("/"))]).done(),
         post_virtual_host_context: None,
@@ -189,7 +206,8 @@ async fn sets_that_have_not_been_read_put_off_what_needs_them_and_nothing_else()
     assert_eq!(refused.err().unwrap().code(), Code::Unavailable);
     let refused = client.post_translate_modify(translation_without_policies());
     assert_eq!(refused.await.err().unwrap().code(), Code::Unavailable);
-    let answer = client.post_translate_modify(translation(&["web"])).await;
+    let mut other = scene.client().await;
+    let answer = other.post_translate_modify(translation(&["web"])).await;
     assert_eq!(answer.unwrap().into_inner().clusters.len(), 3);
 
     sender.send_replace(plan(&["web"]));
@@ -205,6 +223,27 @@ async fn sets_that_have_not_been_read_put_off_what_needs_them_and_nothing_else()
         .post_translate_modify(translation_without_policies())
         .await;
     assert_eq!(answer.unwrap().into_inner().clusters.len(), 3);
+}
+
+#[tokio::test]
+async fn an_envoy_gateway_that_brings_routes_gets_nothing_but_what_it_asks_for() {
+    let (_sender, known) = watch::channel(plan(&["web"]));
+    let scene = Scene::start(Some(known), ServerSettings::default());
+    let mut client = scene.client().await;
+    assert!(
+        client
+            .post_translate_modify(translation(&["web"]))
+            .await
+            .is_ok()
+    );
+    // A Gateway of TCP: there are no routes.
+    let request = translation_without_policies();
+    let answer = client.post_translate_modify(request.clone()).await.unwrap();
+    assert_eq!(answer.into_inner().clusters, request.clusters);
+    // Another may be configured otherwise.
+    let mut other = scene.client().await;
+    let answer = other.post_translate_modify(request).await.unwrap();
+    assert_eq!(answer.into_inner().clusters.len(), 3);
 }
 
 #[tokio::test]

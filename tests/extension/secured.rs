@@ -1,0 +1,117 @@
+//! TLS between Envoy Gateway and the extension.
+
+use super::serving::Scene;
+use std::{fs, path::Path, time::Duration};
+use tailway::extension::{ServerSettings, Tls, TlsFiles};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+/// An authority and what it signed for `localhost`.
+struct Signed {
+    authority: String,
+    certificate: String,
+    key: String,
+}
+
+fn sign() -> Signed {
+    let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let authority_key = rcgen::KeyPair::generate().unwrap();
+    let authority = parameters.self_signed(&authority_key).unwrap();
+    let issuer = rcgen::Issuer::new(parameters, authority_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &issuer).unwrap();
+    Signed {
+        authority: authority.pem(),
+        certificate: leaf.pem(),
+        key: key.serialize_pem(),
+    }
+}
+
+fn write(directory: &Path, server: &Signed, clients: Option<&Signed>) -> TlsFiles {
+    let files = TlsFiles {
+        certificate: directory.join("tls.crt"),
+        key: directory.join("tls.key"),
+        client_authorities: clients.map(|_| directory.join("ca.crt")),
+    };
+    fs::write(&files.certificate, &server.certificate).unwrap();
+    fs::write(&files.key, &server.key).unwrap();
+    if let (Some(path), Some(clients)) = (&files.client_authorities, clients) {
+        fs::write(path, &clients.authority).unwrap();
+    }
+    files
+}
+
+/// Whether somebody who believes `authority`, and shows `identity`, is answered.
+async fn is_answered(scene: &Scene, authority: &Signed, identity: Option<&Signed>) -> bool {
+    let mut tls = ClientTlsConfig::new()
+        .ca_certificate(Certificate::from_pem(&authority.authority))
+        .domain_name("localhost");
+    if let Some(identity) = identity {
+        tls = tls.identity(Identity::from_pem(&identity.certificate, &identity.key));
+    }
+    let address = scene.address.unwrap();
+    let endpoint = Endpoint::from_shared(format!("https://{address}")).unwrap();
+    let endpoint = endpoint.tls_config(tls).unwrap();
+    let Ok(channel) = endpoint.connect().await else {
+        return false;
+    };
+    let mut health = HealthClient::<Channel>::new(channel);
+    let check = health.check(HealthCheckRequest::default());
+    let answer = tokio::time::timeout(Duration::from_secs(30), check).await;
+    answer.unwrap().is_ok()
+}
+
+#[tokio::test]
+async fn its_certificate_is_read_again_when_it_changes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (first, second) = (sign(), sign());
+    let files = write(directory.path(), &first, None);
+    let tls = Tls::new(files).unwrap();
+    let scene = Scene::start_on_port(Some(tls), ServerSettings::default()).await;
+    assert!(is_answered(&scene, &first, None).await);
+    assert!(!is_answered(&scene, &second, None).await);
+    write(directory.path(), &second, None);
+    assert!(is_answered(&scene, &second, None).await);
+    assert!(!is_answered(&scene, &first, None).await);
+    // What cannot be used changes nothing.
+    fs::write(directory.path().join("tls.key"), &first.key).unwrap();
+    assert!(is_answered(&scene, &second, None).await);
+    fs::remove_file(directory.path().join("tls.crt")).unwrap();
+    assert!(is_answered(&scene, &second, None).await);
+}
+
+#[tokio::test]
+async fn with_authorities_for_clients_only_those_whom_they_signed_are_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, clients, strangers) = (sign(), sign(), sign());
+    let files = write(directory.path(), &server, Some(&clients));
+    let tls = Tls::new(files).unwrap();
+    let scene = Scene::start_on_port(Some(tls), ServerSettings::default()).await;
+    assert!(is_answered(&scene, &server, Some(&clients)).await);
+    assert!(!is_answered(&scene, &server, Some(&strangers)).await);
+    assert!(!is_answered(&scene, &server, None).await);
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let (one, other) = (sign(), sign());
+    let files = write(directory.path(), &one, Some(&other));
+    let path = |name: &str| directory.path().join(name);
+    let wrong = |name: &str, content: &str| {
+        let before = fs::read(path(name)).unwrap();
+        fs::write(path(name), content).unwrap();
+        let error = Tls::new(files.clone()).unwrap_err().to_string();
+        fs::write(path(name), before).unwrap();
+        error
+    };
+    let mismatch = wrong("tls.key", &other.key);
+    assert!(mismatch.contains("does not belong"), "{mismatch}");
+    assert!(wrong("tls.crt", "nothing").contains("tls.crt"));
+    assert!(wrong("ca.crt", "nothing").contains("ca.crt"));
+    fs::remove_file(path("tls.key")).unwrap();
+    let missing = Tls::new(files).unwrap_err().to_string();
+    assert!(missing.contains("tls.key cannot be read"), "{missing}");
+}
