@@ -252,7 +252,7 @@ async fn a_target_whose_check_fails_is_left_out_until_it_is_well() {
     one.set_health(500);
     // Nobody is asked rather than those that are not well.
     answered_by(&["503"]).await;
-    two.set_health(204);
+    two.set_health(201);
     answered_by(&["two"]).await;
     one.set_health(200);
     answered_by(&["one", "two"]).await;

@@ -141,7 +141,7 @@ async fn after_errors_a_count_in_the_set_has_envoy_catch_up() {
 #[tokio::test]
 #[ignore = "make envoy"]
 async fn an_answer_that_envoy_gateway_finds_too_large_changes_nothing() {
-    let scene = Scene::start_without_extension(Wiring::Policies, "256K").await;
+    let scene = Scene::start_without_extension(Wiring::Policies, "256k").await;
     scene.start_extension().await;
     let course = Course::new(&scene).await;
     let site = course.begin(&scene).await;

@@ -410,6 +410,13 @@ spec: {{gatewayClassName: eg, listeners: {listeners}}}
         .await;
     }
 
+    /// What its Envoy has counted.
+    pub async fn counter(&self, name: &str) -> u64 {
+        let page = format!("/stats?format=json&filter=^{name}$");
+        let counted = self.admin(&page).await.unwrap();
+        counted["stats"][0]["value"].as_u64().expect(name)
+    }
+
     /// A page of its Envoy's admin interface; `None` while there is no Envoy.
     pub async fn admin(&self, page: &str) -> Option<Value> {
         let service_cluster = json!(format!("default/{}", self.name));
