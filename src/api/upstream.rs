@@ -49,7 +49,8 @@ pub struct Upstream {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 260))]
     pub host: String,
-    #[schemars(length(min = 1, max = 64))]
+    /// None: it is known that none can be used now.
+    #[schemars(length(max = 64))]
     pub targets: Vec<Target>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<UpstreamTls>,

@@ -194,7 +194,7 @@ enum Running {
 struct Told(String);
 
 enum Event {
-    Report(ObjectName, NodeReport),
+    Report(ObjectName, Box<NodeReport>),
     Ended(ObjectName),
 }
 
@@ -287,7 +287,7 @@ impl Runner {
         let (sender, of) = (self.sender.clone(), name.clone());
         tokio::spawn(async move {
             while reports.changed().await.is_ok() {
-                let report = reports.borrow_and_update().clone();
+                let report = Box::new(reports.borrow_and_update().clone());
                 if sender.send(Event::Report(of.clone(), report)).is_err() {
                     return;
                 }
@@ -324,7 +324,7 @@ impl Runner {
                 if !matches!(self.gateways.get(&name), Some(Running::Up { .. })) {
                     return;
                 }
-                self.index.report(name.clone(), report.clone());
+                self.index.report(name.clone(), NodeReport::clone(&report));
                 let outcome = self.evaluate();
                 if let Some(Running::Up { told, .. }) = self.gateways.get_mut(&name) {
                     let snapshot = outcome.snapshots.get(&name);
@@ -441,7 +441,9 @@ impl admin::View for View {
     }
 
     fn config(&self) -> String {
-        snapshots_yaml(self.outcome().snapshots.values())
+        let outcome = self.outcome().clone();
+        let served = outcome.snapshots.values();
+        snapshots_yaml(served.filter(|snapshot| snapshot.role == Role::Ingress))
     }
 
     fn status(&self) -> String {

@@ -18,8 +18,9 @@ use super::{
 use crate::model::ObjectName;
 use bytes::Bytes;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 /// Of `envoy.config.cluster.v3.Cluster`.
@@ -41,7 +42,20 @@ const ENVOY_GATEWAY: &str = "envoy-gateway";
 #[derive(Clone, Debug, Default)]
 pub struct Hooks {
     settings: Settings,
+    /// Plans that were made last: most translations are about something else than our services.
+    made: Arc<Mutex<VecDeque<Made>>>,
 }
+
+/// A plan and all that it follows from.
+#[derive(Debug)]
+struct Made {
+    sets: Vec<EgressSet>,
+    foreign: BTreeSet<String>,
+    plan: Arc<Plan>,
+}
+
+/// How many plans are kept: one for each Gateway of a cluster, most likely.
+const KEPT_PLANS: usize = 8;
 
 /// An answer, and what is worth telling of it.
 #[derive(Clone, PartialEq)]
@@ -80,7 +94,10 @@ pub enum Untouched {
 
 impl Hooks {
     pub fn new(settings: Settings) -> Self {
-        Self { settings }
+        Self {
+            settings,
+            made: Arc::default(),
+        }
     }
 
     /// What sets are together, for [`Self::virtual_host`] and [`Self::translation`].
@@ -99,7 +116,7 @@ impl Hooks {
         let context = request.post_translate_context.as_ref();
         let resources = context.map_or(&[][..], |context| &context.extension_resources);
         let result = match policies(resources) {
-            Ok(sets) if !sets.is_empty() => self.inject(&request, &sets),
+            Ok(sets) if !sets.is_empty() => self.inject(&request, sets),
             Ok(_) if Self::needs_known(&request) => {
                 known.map_or_else(|| Ok(echo(&request)), |plan| add_clusters(&request, plan))
             }
@@ -185,9 +202,9 @@ impl Hooks {
     fn inject(
         &self,
         request: &PostTranslateModifyRequest,
-        sets: &[EgressSet],
+        sets: Vec<EgressSet>,
     ) -> Result<Answer<PostTranslateModifyResponse>, Untouched> {
-        let plan = Plan::new(sets, &foreign(&request.clusters)?, &self.settings);
+        let plan = self.remembered(sets, foreign(&request.clusters)?);
         let alone = alone(&plan, &request.routes)?;
         let mut answer = add_clusters(request, &plan)?;
         let mut routes = Vec::with_capacity(request.routes.len());
@@ -198,6 +215,24 @@ impl Hooks {
         }
         answer.message.routes = routes;
         Ok(answer)
+    }
+
+    /// The plan of sets, made now unless it was before.
+    fn remembered(&self, sets: Vec<EgressSet>, foreign: BTreeSet<String>) -> Arc<Plan> {
+        let made = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |made: &&Made| made.sets == sets && made.foreign == foreign;
+        let before = made().iter().find(same).map(|made| Arc::clone(&made.plan));
+        before.unwrap_or_else(|| {
+            let plan = Arc::new(Plan::new(&sets, &foreign, &self.settings));
+            let mut made = made();
+            made.truncate(KEPT_PLANS - 1);
+            made.push_front(Made {
+                sets,
+                foreign,
+                plan: Arc::clone(&plan),
+            });
+            plan
+        })
     }
 }
 

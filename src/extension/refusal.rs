@@ -108,9 +108,7 @@ pub(super) fn check_upstream(upstream: &Upstream, local_targets: bool) -> Result
     if upstream.protocol == Protocol::Udp {
         return Err(Refusal::Udp);
     }
-    if upstream.targets.is_empty() {
-        return Err(Refusal::NoTarget);
-    }
+    // Without any, Envoy answers at once that nobody is there.
     for target in &upstream.targets {
         check_target(target, local_targets)?;
     }

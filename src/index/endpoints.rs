@@ -13,7 +13,7 @@ use crate::{
     api::{
         conditions as c,
         endpoints::{
-            DiscoverySource, EndpointSpec, EndpointStatus, EndpointTls, TailscaleEndpoints,
+            DiscoverySource, Egress, EndpointSpec, EndpointStatus, EndpointTls, TailscaleEndpoints,
         },
         upstream::{HealthCheck as CheckSpec, Protocol},
     },
@@ -99,6 +99,9 @@ impl Objects {
                 let place = self.place(name, &spec, status.discovery_source);
                 reading.add(&spec, place);
             }
+        }
+        if object.spec.egress == Egress::Proxy {
+            reading.tell_local();
         }
         reading.places.sort_by(|a, b| a.name.cmp(&b.name));
         reading.wrong.sort_by(|a, b| a.endpoint.cmp(&b.endpoint));
@@ -367,6 +370,21 @@ impl Reading {
     pub fn at(&self, port: u16, transport: Transport) -> impl Iterator<Item = &Place> {
         let places = self.places.iter();
         places.filter(move |place| place.port == port && place.transport() == transport)
+    }
+
+    /// An egress leads to no place that would be each pod's own.
+    fn tell_local(&mut self) {
+        let local = self.places.iter().filter(|place| place.is_local());
+        let wrong = local.map(|place| Wrong {
+            endpoint: place.name.clone(),
+            port: place.port.into(),
+            finding: invalid(format!(
+                "{} is on whatever host connects to it, and the egress does not lead there: set the address or the name that others reach it by",
+                place.target
+            )),
+            is_fatal: false,
+        });
+        self.wrong.extend(wrong);
     }
 
     /// The names of all endpoints, also of those that cannot be used.

@@ -175,8 +175,13 @@ impl Accepted for HostAccepted {
         Ok(HostStream(self.stream))
     }
 
-    async fn splice(self, backend: Outbound, options: SpliceOptions) -> Transfer {
-        copy(Outbound::Host(self.stream), backend, options).await
+    fn splice(
+        self,
+        backend: Outbound,
+        options: SpliceOptions,
+    ) -> impl Future<Output = Transfer> + Send {
+        // Not awaited here: that would keep a second copy of all three.
+        copy(Outbound::Host(self.stream), backend, options)
     }
 
     fn reset(self) {

@@ -21,7 +21,8 @@ use tokio::{
 #[derive(Debug)]
 pub enum Outbound {
     Host(TcpStream),
-    Tailnet(IntoTailnet),
+    // In a box, so that the others cost no more than a socket.
+    Tailnet(Box<IntoTailnet>),
 }
 
 /// A connection of a node to somebody in its tailnet. What the other side reset ends with an error,
@@ -63,10 +64,10 @@ pub(super) async fn copy(
 impl Outbound {
     /// One of a node.
     pub fn tailnet(connection: Connection) -> Self {
-        Self::Tailnet(IntoTailnet {
+        Self::Tailnet(Box::new(IntoTailnet {
             connection,
             resets: AtomicBool::new(false),
-        })
+        }))
     }
 
     /// Makes dropping it a reset.

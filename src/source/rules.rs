@@ -2,6 +2,7 @@
 //! have no API server, so they are held here. What the index turns into a condition of one
 //! listener or route is left to it.
 
+mod endpoints;
 mod filters;
 mod routes;
 mod tls;
@@ -77,7 +78,10 @@ pub(super) fn violations(object: &Object) -> Vec<Violation> {
         Object::Secret(o) => metadata(&mut found, &o.metadata),
         Object::Namespace(o) => metadata(&mut found, &o.metadata),
         Object::Tailnet(o) => metadata(&mut found, &o.metadata),
-        Object::Endpoints(o) => metadata(&mut found, &o.metadata),
+        Object::Endpoints(o) => {
+            metadata(&mut found, &o.metadata);
+            endpoints::endpoints(&mut found, o);
+        }
         Object::Backend(o) => metadata(&mut found, &o.metadata),
         Object::EgressSet(o) => metadata(&mut found, &o.metadata),
     }

@@ -60,40 +60,42 @@ spec: {{containers: [{{name: web, image: '{PROBE}', args: [serve, ':8080']}}]}}
 /// What stands for example.com.
 const EXAMPLE_COM: &str = "10.96.77.77";
 
-/// A node of the tailnet, which nobody outside of it reaches, and the endpoints for it.
-fn hidden(health_path: &str) -> String {
+/// A node of the tailnet, which nobody outside of it reaches.
+fn node(name: &str) -> String {
     format!(
         "apiVersion: gateway.networking.k8s.io/v1
 kind: Gateway
-metadata: {{name: hidden}}
+metadata: {{name: {name}}}
 spec:
-  gatewayClassName: hidden
-  addresses: [{{type: Hostname, value: hidden}}]
+  gatewayClassName: {name}
+  addresses: [{{type: Hostname, value: {name}}}]
   listeners: [{{name: http, port: 80, protocol: HTTP}}]
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
-metadata: {{name: hidden}}
+metadata: {{name: {name}}}
 spec:
-  parentRefs: [{{name: hidden}}]
-  rules: [{{backendRefs: [{{name: hidden, port: 80}}]}}]
----
-apiVersion: gateway.tailscale.com/v1alpha1
+  parentRefs: [{{name: {name}}}]
+  rules: [{{backendRefs: [{{name: {name}, port: 80}}]}}]
+"
+    )
+}
+
+const HIDDEN: &str = "apiVersion: gateway.tailscale.com/v1alpha1
 kind: TailscaleEndpoints
-metadata: {{name: hidden}}
+metadata: {name: hidden}
 spec:
   endpoints:
   - name: hidden
     port: 80
     tailscaleFQDN: hidden
-    healthCheck: {{path: {health_path}, interval: 1s, timeout: 1s, healthyThreshold: 1, unhealthyThreshold: 1}}
-"
-    )
-}
+    healthCheck: {path: /health, interval: 1s, timeout: 1s, healthyThreshold: 1, unhealthyThreshold: 1}
+";
 
 fn tailnet(scene: &Scene) -> String {
     format!(
-        "apiVersion: v1
+        "---
+apiVersion: v1
 kind: Secret
 metadata: {{name: tailnet, namespace: tailway-system}}
 stringData: {{client_id: {:?}, client_secret: {:?}}}
@@ -109,6 +111,9 @@ spec:
         scene.tailnet.field("oauth_client_secret")
     )
 }
+
+/// Where auth keys are made.
+const KEYS: &str = "/api/v2/tailnet/-/keys";
 
 const PROGRAMMED: (&str, &str, &str) = ("Programmed", "True", "Programmed");
 
@@ -214,7 +219,8 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
         .await;
     let gateway = install(&scene, &[]).await;
     lab.apply(GATEWAY).await;
-    lab.apply(&hidden("/health")).await;
+    lab.apply(&node("hidden")).await;
+    lab.apply(HIDDEN).await;
 
     let endpoints = "tailscaleendpoints/hidden";
     scene.condition("default", endpoints, PROGRAMMED).await;
@@ -231,13 +237,7 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     })
     .await;
     // In steady state no key is made.
-    let keys = scene
-        .tailnet
-        .get("/calls")
-        .await
-        .to_string()
-        .matches("/keys\"")
-        .count();
+    let keys = scene.asked("POST", KEYS).await.len();
 
     // One of the pods goes while requests come.
     let set =
@@ -273,13 +273,7 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
         nodes.len(),
         "its node is the same"
     );
-    let after = scene
-        .tailnet
-        .get("/calls")
-        .await
-        .to_string()
-        .matches("/keys\"")
-        .count();
+    let after = scene.asked("POST", KEYS).await.len();
     assert_eq!(
         after, keys,
         "no key was made for a node that has an identity"
@@ -302,7 +296,7 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     lab.apply(&web("hidden", None)).await;
     gateway.page("/api/hidden/back", "hidden /back\n").await;
 
-    lab.delete(&hidden("/health")).await;
+    lab.delete(HIDDEN).await;
     lab.eventually("the egress and its nodes are gone", || async {
         let nodes = scene.nodes().await;
         let made = scene.made().await;
@@ -348,16 +342,10 @@ async fn envoy_gateway_is_reached_from_the_tailnet_and_sees_who_asks() {
 async fn devices_of_the_tailnet_become_endpoints() {
     let scene = Scene::start().await;
     let lab = scene.lab;
-    lab.apply(&(scene.class("hidden") + &tailnet(&scene))).await;
-    lab.apply(&web("hidden", None)).await;
-    lab.apply(
-        hidden("/health")
-            .split("---\napiVersion: gateway.tailscale.com")
-            .next()
-            .unwrap(),
-    )
-    .await;
-    scene.programmed("default", "hidden").await;
+    lab.apply(&(scene.class("device") + &tailnet(&scene))).await;
+    lab.apply(&web("device", None)).await;
+    lab.apply(&node("device")).await;
+    scene.programmed("default", "device").await;
     let found = |patterns: &str| {
         format!(
             "apiVersion: gateway.tailscale.com/v1alpha1
@@ -368,7 +356,7 @@ spec:
 "
         )
     };
-    lab.apply(&found("'hid*'")).await;
+    lab.apply(&found("'dev*'")).await;
     let discovered = ("Discovered", "True", "Discovered");
     let message = scene
         .condition("default", "tailscaleendpoints/found", discovered)
@@ -392,7 +380,7 @@ spec:
     assert_eq!(
         shown,
         [
-            json!("hidden"),
+            json!("device"),
             json!(80),
             json!("HTTP"),
             json!("AutoDiscovery"),

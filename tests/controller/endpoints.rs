@@ -407,7 +407,7 @@ spec:
     };
     let served = format!(r#"{{"revision":"{revision}"}}"#);
     let skipped = format!(
-        r#"{{"revision":"{revision}","skipped":[{{"service":"web","source":"default/example","reason":"no such port"}}]}}"#
+        r#"{{"revision":"{revision}","skipped":[{{"service":"web","source":"default/example","message":"no such port"}}]}}"#
     );
     let pending = |message: &str| ["False".to_owned(), "Pending".into(), message.into()];
     assert_eq!(

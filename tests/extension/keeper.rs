@@ -227,7 +227,7 @@ impl Drop for Scene {
 #[tokio::test]
 async fn a_set_is_counted_up_after_the_start_and_told_how_it_is_served() {
     let mut bad = service("bad");
-    bad["upstream"]["targets"] = json!([]);
+    bad["upstream"]["protocol"] = json!("UDP");
     let scene = Scene::start(vec![service("web"), bad]).await;
     for gateway in ["eg", "other"] {
         let counted = |object: &Value| object["spec"]["resync"] == 4;
@@ -252,8 +252,8 @@ async fn a_set_is_counted_up_after_the_start_and_told_how_it_is_served() {
             "skipped": [{
                 "service": "bad",
                 "source": "default/endpoints",
-                "reason": "NoTarget",
-                "message": "it has no target",
+                "reason": "UnsupportedProtocol",
+                "message": "UDP cannot be routed by HTTP",
             }],
         })
     );

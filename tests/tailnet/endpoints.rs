@@ -150,7 +150,7 @@ async fn routes_lead_to_endpoints_of_the_tailnet_over_the_gateways_own_node() {
     let node = tailnet.node("target").await;
     let is_well = Arc::new(AtomicBool::new(true));
     let _target = target(&node, Arc::clone(&is_well)).await;
-    let ip = node.watch().borrow().ips[0].to_string();
+    let ip = node.status().unwrap().ips[0].to_string();
     let tailway = Tailway::start(&tailnet, &gateway(&ip)).await;
     tailway.ready().await;
     let url = format!("http://gw.{}/", tailnet.domain());
@@ -172,7 +172,7 @@ async fn routes_lead_to_endpoints_of_the_tailnet_over_the_gateways_own_node() {
         .unwrap();
     assert_eq!(&answer, b"there and back");
     let client = tailnet.node("client").await;
-    let own = client.watch().borrow().ips[0];
+    let own = client.status().unwrap().ips[0];
     let socket = client.listen_packet((own, 0).into()).unwrap();
     let gateway = tailnet.get("/nodes/gw").await;
     let gateway = gateway["addresses"][0].as_str().unwrap();
@@ -378,7 +378,7 @@ async fn an_egress_leads_clients_of_its_pod_to_nodes_of_the_tailnet_and_outlives
 async fn names_of_the_tailnet_are_found_and_nothing_else_is() {
     let tailnet = Tailnet::start().await;
     let (one, other) = (tailnet.node("one").await, tailnet.node("other").await);
-    let ip = other.watch().borrow().ips[0];
+    let ip = other.status().unwrap().ips[0];
     let domain = tailnet.domain();
     eventually("one knows the other", || async {
         one.look_up("other").ok()
@@ -406,4 +406,117 @@ async fn names_of_the_tailnet_are_found_and_nothing_else_is() {
     }
     let refused = one.dial(&format!("{ip}:9"), DEADLINE).await.unwrap_err();
     assert!(refused.to_string().contains("refused"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn https_in_the_tailnet_is_spoken_where_its_certificate_is_believed_and_checked_alike() {
+    let tailnet = Tailnet::start().await;
+    let page = page(Arc::new(AtomicBool::new(true))).await;
+    let name = format!("inner.{}", tailnet.domain());
+    let root = tailnet.field("root_ca_pem").replace('\n', "\n    ");
+    let gateway = |name: &str, listener: &str| {
+        format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: {name}}}
+spec:
+  gatewayClassName: tailnet
+  addresses: [{{type: Hostname, value: {name}}}]
+  listeners: [{listener}]
+"
+        )
+    };
+    let route = |gateway: &str, rule: &str| {
+        format!(
+            "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: {gateway}}}
+spec:
+  parentRefs: [{{name: {gateway}}}]
+  rules: [{rule}]
+"
+        )
+    };
+    let to = |port: u16| {
+        format!(
+            "backendRefs: [{{group: gateway.tailscale.com, kind: TailscaleEndpoints, name: inner, port: {port}}}]"
+        )
+    };
+    // The listener is for its own name alone.
+    let rewrite = format!("filters: [{{type: URLRewrite, urlRewrite: {{hostname: {name}}}}}]");
+    let prefix = "matches: [{path: {value: /distrusted}}]";
+    let rules = format!(
+        "{{{}, {rewrite}}}, {{{prefix}, {}, {rewrite}}}",
+        to(443),
+        to(444)
+    );
+    let check = "healthCheck: {path: /, interval: 200ms, timeout: 200ms, healthyThreshold: 1, unhealthyThreshold: 1}";
+    let yaml = [
+        "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: tailnet}
+spec: {controllerName: tailway.michaelbeaumont.github.io/controller}
+"
+        .to_owned(),
+        gateway(
+            "inner",
+            "{name: https, port: 443, protocol: HTTPS, tls: {options: {gateway.tailscale.com/certificate: tailnet}}}, \
+             {name: again, port: 444, protocol: HTTPS, tls: {options: {gateway.tailscale.com/certificate: tailnet}}}",
+        ),
+        route("inner", "{backendRefs: [{name: page, port: 80}]}"),
+        gateway("outer", "{name: http, port: 80, protocol: HTTP}"),
+        route("outer", &rules),
+        format!(
+            "---
+apiVersion: v1
+kind: Service
+metadata: {{name: page}}
+spec:
+  type: ExternalName
+  externalName: 127.0.0.1
+  ports: [{{port: 80, targetPort: {page}}}]
+---
+apiVersion: gateway.tailscale.com/v1alpha1
+kind: TailscaleEndpoints
+metadata: {{name: inner}}
+spec:
+  endpoints:
+    - {{name: trusted, port: 443, protocol: HTTPS, tailscaleFQDN: {name}, tls: {{caCertificateRef: {{name: root}}}}, {check}}}
+    - {{name: distrusted, port: 444, protocol: HTTPS, tailscaleFQDN: {name}, {check}}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: root}}
+data:
+  ca.crt: |
+    {root}
+"
+        ),
+    ];
+    let tailway = Tailway::start(&tailnet, &yaml.concat()).await;
+    tailway.ready().await;
+    let url = format!("http://outer.{}/", tailnet.domain());
+    let answer = eventually("the page", || async {
+        let answer = tailnet.visit(&url).await.ok()?;
+        (answer["status"] == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer["body"], "hello");
+    let answer = tailnet.visit(&format!("{url}distrusted")).await.unwrap();
+    assert_eq!(answer["status"], 503);
+    for (endpoint, value) in [("trusted", 1), ("distrusted", 0)] {
+        let line = format!(
+            "tailway_endpoint_healthy{{gateway=\"default/outer\",endpoint=\"default/inner/{endpoint}\"}} {value}"
+        );
+        eventually(&line, || async {
+            let metrics = tailway.page("/metrics").await.1;
+            metrics.lines().any(|found| found == line).then_some(())
+        })
+        .await;
+    }
+    let told = tailway.logs("the endpoint is unhealthy").await;
+    assert!(told.contains("certificate not believed"), "{told}");
 }

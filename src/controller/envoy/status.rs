@@ -40,7 +40,7 @@ struct Served {
 struct Skipped {
     service: String,
     source: String,
-    reason: String,
+    message: String,
 }
 
 /// The conditions of a TailscaleEndpoints, and the rest of its status.
@@ -336,11 +336,12 @@ impl Case<'_> {
         let source = self.name.to_string();
         let skipped = served.skipped.iter();
         let mine = skipped.filter(|skipped| skipped.source == source);
-        let told = mine.map(
-            |Skipped {
-                 service, reason, ..
-             }| { format!("Gateway {gateway}: {service} is left out: {reason}") },
-        );
+        let told = mine.map(|skipped| {
+            let Skipped {
+                service, message, ..
+            } = skipped;
+            format!("Gateway {gateway}: {service} is left out: {message}")
+        });
         told.collect()
     }
 

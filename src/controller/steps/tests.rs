@@ -141,7 +141,7 @@ fn a_gateway_that_is_new_is_made_as_it_asks() {
     let Some(Step::Apply(input)) = Scene::new().step() else {
         panic!("it is to be applied");
     };
-    assert_eq!(input.gateway, ObjectName::new("web", "nginx"));
+    assert_eq!(input.subject, ObjectName::new("web", "nginx"));
     assert_eq!(
         (input.class.as_str(), input.hostname.as_str()),
         ("tailnet", "nginx")

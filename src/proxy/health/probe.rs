@@ -17,6 +17,7 @@ use hyper_util::rt::TokioIo;
 use std::{
     future::poll_fn,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::pin,
     time::Duration,
 };
 use tokio::{net::UdpSocket, time::timeout};
@@ -139,13 +140,13 @@ async fn get(stream: BackendStream, path: &str, host: &str) -> Result<(), Failur
     let no_response = |error| Failure::Failed(format!("no response: {error}"));
     let handshake = http1::handshake(TokioIo::new(stream)).await;
     let (mut sender, connection) = handshake.map_err(no_response)?;
+    let mut response = pin!(sender.send_request(request));
+    // The connection may end with the response, which is there all the same then.
     let response = tokio::select! {
-        response = sender.send_request(request) => response.map_err(no_response)?,
-        ended = connection => return Err(match ended {
-            Ok(()) => Failure::Failed("no response: the connection was closed".into()),
-            Err(error) => no_response(error),
-        }),
+        response = &mut response => response,
+        _ = connection => response.await,
     };
+    let response = response.map_err(no_response)?;
     match response.status() {
         status if status.is_success() => Ok(()),
         status => Err(Failure::Failed(format!("status {}", status.as_u16()))),

@@ -218,6 +218,16 @@ async fn http_is_good_when_it_answers_with_a_status_of_success() {
 }
 
 #[tokio::test]
+async fn an_answer_that_comes_with_the_end_of_its_connection_is_one() {
+    let (port, _) =
+        server("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok").await;
+    // What comes first is up to chance.
+    for _ in 0..200 {
+        assert_eq!(attempt(get(), port, 5000).await, Ok(()));
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_says_nothing_is_not_waited_for_longer_than_the_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -5,6 +5,7 @@ mod filters;
 mod floods;
 mod grpc;
 mod matching;
+mod members;
 mod oracle;
 mod records;
 mod safety;

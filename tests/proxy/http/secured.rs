@@ -37,10 +37,10 @@ const NAME: &str = "backend.example.com";
 const URI: &str = "spiffe://example.com/backend";
 
 /// Signs certificates.
-struct Ca(CertifiedIssuer<'static, KeyPair>);
+pub(super) struct Ca(CertifiedIssuer<'static, KeyPair>);
 
 impl Ca {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -52,12 +52,15 @@ impl Ca {
         self.0.as_ref().der().clone()
     }
 
-    fn trusted(&self) -> Trust {
+    pub(super) fn trusted(&self) -> Trust {
         Trust::Authorities(Authorities::from_der(vec![self.der()]).unwrap())
     }
 
     /// A certificate as it is in files.
-    fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> (rcgen::Certificate, KeyPair) {
+    pub(super) fn issue(
+        &self,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> (rcgen::Certificate, KeyPair) {
         let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
         change(&mut params);
         let key = KeyPair::generate().unwrap();
@@ -65,7 +68,7 @@ impl Ca {
     }
 }
 
-fn policy(trust: Trust) -> BackendTls {
+pub(super) fn policy(trust: Trust) -> BackendTls {
     BackendTls {
         hostname: NAME.into(),
         trust,
@@ -76,7 +79,7 @@ fn policy(trust: Trust) -> BackendTls {
 
 /// A TLS backend that answers with the protocol of ALPN, the name it was asked for, and how many
 /// certificates it was shown.
-async fn secure(
+pub(super) async fn secure(
     certificate: (rcgen::Certificate, KeyPair),
     clients: Option<&Ca>,
     alpn: &[&str],
