@@ -249,3 +249,41 @@ fn holds(live: &Value, wanted: &Value) -> bool {
         (live, wanted) => live == wanted,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::world::tests::world, *};
+    use crate::api::Object;
+
+    #[test]
+    fn a_gateway_that_asks_for_it_is_told_of_each_revision_once() {
+        let stale = |annotations: Value| {
+            let gateway = json!({
+                "metadata": {
+                    "name": "eg", "namespace": "default",
+                    "labels": {"gateway.tailscale.com/egress": "true"}, "annotations": annotations,
+                },
+                "spec": {"gatewayClassName": "eg", "listeners": []},
+            });
+            let endpoints = json!({
+                "metadata": {"name": "example", "namespace": "default"},
+                "spec": {"endpoints": [{"name": "web", "port": 80, "externalTarget": "example.com:80"}]},
+            });
+            let objects = [
+                Object::Gateway(serde_json::from_value(gateway).unwrap()),
+                Object::Endpoints(serde_json::from_value(endpoints).unwrap()),
+            ];
+            let world = world(objects, []);
+            stale_gateways(&world, &desired(&world))
+        };
+        assert_eq!(stale(json!({})), []);
+        let [(name, revision)] = stale(json!({EGRESS_REFRESH_ANNOTATION: "true"}))
+            .try_into()
+            .unwrap();
+        assert_eq!(name, ObjectName::new("default", "eg"));
+        let told = json!({EGRESS_REFRESH_ANNOTATION: "true", REFRESHED_ANNOTATION: revision});
+        assert_eq!(stale(told), []);
+        let before = json!({EGRESS_REFRESH_ANNOTATION: "true", REFRESHED_ANNOTATION: "other"});
+        assert_eq!(stale(before), [(name, revision)]);
+    }
+}
