@@ -63,6 +63,11 @@ pub struct TailscaleTailnetSpec {
     /// left behind.
     #[serde(default)]
     pub name_conflict: NameConflict,
+    /// Namespaces whose TailscaleEndpoints may lead into this tailnet, by pods with the tags above;
+    /// empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "set"), length(max = 1000), inner(length(min = 1, max = 63)))]
+    pub egress_namespaces: Vec<String>,
     /// How the pods are made.
     #[serde(default)]
     pub proxy: ProxySettings,

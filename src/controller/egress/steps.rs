@@ -75,21 +75,31 @@ const SETTLED: Duration = Duration::from_secs(5);
 /// The TailscaleTailnet that an object goes through: the one it names, or the only one there is.
 ///
 /// # Errors
-/// When there is none, or it cannot be told which.
+/// When there is none, it cannot be told which, or it is not for the object's namespace.
 pub(in crate::controller) fn tailnet_of(
     endpoints: &TailscaleEndpoints,
     world: &World,
 ) -> Result<String, String> {
-    if let Some(name) = &endpoints.spec.tailnet {
-        return Ok(name.clone());
-    }
-    let mut tailnets = world.subjects.tailnets.keys();
-    match (tailnets.next(), tailnets.next()) {
-        (Some(only), None) => Ok(only.name.clone()),
-        (None, _) => Err("there is no TailscaleTailnet: make one".into()),
-        (Some(_), Some(_)) => {
-            Err("there are several TailscaleTailnets: name one in spec.tailnet".into())
+    let tailnets = &world.subjects.tailnets;
+    let mut all = tailnets.keys();
+    let name = match (&endpoints.spec.tailnet, all.next(), all.next()) {
+        (Some(name), ..) => name.clone(),
+        (None, Some(only), None) => only.name.clone(),
+        (None, None, _) => return Err("there is no TailscaleTailnet: make one".into()),
+        (None, Some(_), Some(_)) => {
+            return Err("there are several TailscaleTailnets: name one in spec.tailnet".into());
         }
+    };
+    let Some(tailnet) = tailnets.get(&ObjectName::new("", &name)) else {
+        return Err(format!("there is no TailscaleTailnet {name}"));
+    };
+    let allowed = &tailnet.spec.egress_namespaces;
+    let namespace = endpoints.metadata.namespace.as_deref().unwrap_or_default();
+    match allowed.is_empty() || allowed.iter().any(|allowed| allowed == namespace) {
+        true => Ok(name),
+        false => Err(format!(
+            "TailscaleTailnet {name} is not for namespace {namespace}: its spec.egressNamespaces has to name it"
+        )),
     }
 }
 

@@ -246,7 +246,7 @@ impl Case<'_> {
             .map(|wrong| (wrong.finding.reason, message(wrong)))
             .collect();
         if self.needs_tailnet()
-            && let Err(message) = self.tailnet()
+            && let Err(message) = tailnet_of(self.object, self.world)
         {
             messages.push((c::INVALID_PARAMETERS, message));
         }
@@ -272,15 +272,6 @@ impl Case<'_> {
     fn has_egress(&self) -> bool {
         let snapshots = &self.world.outcome.snapshots;
         snapshots.contains_key(&egress::subject(self.name))
-    }
-
-    fn tailnet(&self) -> Result<String, String> {
-        let tailnet = tailnet_of(self.object, self.world)?;
-        let tailnets = &self.world.subjects.tailnets;
-        match tailnets.contains_key(&ObjectName::new("", &tailnet)) {
-            true => Ok(tailnet),
-            false => Err(format!("there is no TailscaleTailnet {tailnet}")),
-        }
     }
 
     fn programmed(&self) -> Condition {

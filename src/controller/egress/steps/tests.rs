@@ -18,6 +18,7 @@ const NAME: &str = "example-egress-default-28e00c8f";
 struct Scene {
     spec: Value,
     tailnets: Vec<&'static str>,
+    egress_namespaces: Value,
     workload: Option<Workload>,
     cleanup: bool,
     known: Known,
@@ -28,6 +29,7 @@ impl Scene {
         Self {
             spec: json!({"endpoints": [{"name": "web", "port": 80, "tailscaleFQDN": "web"}]}),
             tailnets: vec!["tailnet"],
+            egress_namespaces: json!([]),
             workload: None,
             cleanup: false,
             known: Known::default(),
@@ -70,7 +72,11 @@ impl Scene {
         let tailnets = self.tailnets.iter().map(|name| {
             let tailnet = json!({
                 "metadata": {"name": name},
-                "spec": {"credentials": {"secretRef": {"name": "oauth"}}, "tags": ["tag:k8s"]},
+                "spec": {
+                    "credentials": {"secretRef": {"name": "oauth"}},
+                    "tags": ["tag:k8s"],
+                    "egressNamespaces": self.egress_namespaces,
+                },
             });
             Object::Tailnet(serde_json::from_value(tailnet).unwrap())
         });
@@ -131,7 +137,10 @@ fn what_is_on_the_tailnet_has_pods_made_with_a_port_for_each_endpoint() {
         panic!("it is to be applied");
     };
     assert_eq!(input.name(), NAME);
-    assert_eq!((input.class.as_str(), input.hostname.as_str()), ("tailnet", "example-egress"));
+    assert_eq!(
+        (input.class.as_str(), input.hostname.as_str()),
+        ("tailnet", "example-egress")
+    );
     let port = egress::ports(["web"])["web"];
     assert_eq!(
         input.egress,
@@ -168,6 +177,15 @@ fn without_knowing_the_tailnet_nothing_is_made() {
 }
 
 #[test]
+fn a_tailnet_can_be_kept_for_some_namespaces() {
+    let mut scene = Scene::new();
+    scene.egress_namespaces = json!(["shop"]);
+    assert!(scene.step().is_none());
+    scene.egress_namespaces = json!(["shop", "default"]);
+    assert!(matches!(scene.step(), Some(Step::Apply(_))));
+}
+
+#[test]
 fn what_is_there_as_it_should_be_is_left_alone_and_what_was_changed_is_applied_again() {
     let mut scene = Scene::applied(two_replicas());
     assert!(scene.step().is_none());
@@ -182,8 +200,15 @@ fn what_is_there_as_it_should_be_is_left_alone_and_what_was_changed_is_applied_a
 fn the_nodes_of_each_pod_are_written_down_once() {
     let mut scene = Scene::applied(two_replicas());
     let secret = format!("{NAME}-1-state");
-    scene.workload().secrets.insert(secret.clone(), node("n2", "n1"));
-    let Some(Step::Record { secret: of, node_ids }) = scene.step() else {
+    scene
+        .workload()
+        .secrets
+        .insert(secret.clone(), node("n2", "n1"));
+    let Some(Step::Record {
+        secret: of,
+        node_ids,
+    }) = scene.step()
+    else {
         panic!("it is to be recorded");
     };
     assert_eq!((of, node_ids.as_str()), (secret.clone(), "n1,n2"));
@@ -197,9 +222,15 @@ fn fewer_pods_leave_no_nodes_behind() {
     one["proxy"] = json!({"replicas": 1});
     let mut scene = Scene::applied(one);
     let secret = format!("{NAME}-1-state");
-    scene.workload().secrets.insert(secret.clone(), node("n2", "n2"));
+    scene
+        .workload()
+        .secrets
+        .insert(secret.clone(), node("n2", "n2"));
     let pod = format!("{NAME}-1");
-    scene.workload().pods.insert(pod.clone(), PodState::default());
+    scene
+        .workload()
+        .pods
+        .insert(pod.clone(), PodState::default());
     assert!(scene.step().is_none(), "its pod is there yet");
     scene.workload().pods.remove(&pod);
     let Some(Step::Shrink { secrets, .. }) = scene.step() else {
