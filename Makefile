@@ -59,7 +59,7 @@ lab-build: ## etcd, Kubernetes, cluster DNS and Envoy Gateway for `make cluster`
 envoy: ## with real Envoy Gateway and real Envoy, in namespaces of its own; as root; TESTS names some; a quarter of an hour once
 	$(ENVOY_LAB)/require.sh run
 	lab=$$($(ENVOY_LAB)/build.sh) && TAILWAY_ENVOY=$$lab/envoy \
-		$(CARGO) test --test tests -- --ignored --test-threads=1 $(or $(TESTS),envoy::)
+		$(CARGO) test --test tests -- --ignored --test-threads=1 --skip cluster:: $(or $(TESTS),envoy:: extension::golden)
 
 lint: $(TOOLS)/bin/cargo-deny
 	$(CARGO) fmt --all --check

@@ -21,6 +21,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -203,24 +204,14 @@ fn stale_gateways(world: &World, desired: &BTreeMap<Key, Value>) -> Vec<(ObjectN
 /// What is to be written so that all is as desired.
 fn writes(world: &World, desired: BTreeMap<Key, Value>) -> Vec<Write> {
     let subjects = &world.subjects;
-    let sets = subjects.egress_sets.iter().filter_map(|(name, set)| {
-        is_made_here(set.labels()).then(|| {
-            let key = Key {
-                kind: Kind::EgressSet,
-                name: name.as_ref().clone(),
-            };
-            (key, serde_json::to_value(&**set).unwrap_or_default())
-        })
-    });
-    let backends = subjects.backends.iter().filter_map(|(name, backend)| {
-        is_made_here(backend.labels()).then(|| {
-            let key = Key {
-                kind: Kind::Backend,
-                name: name.as_ref().clone(),
-            };
-            (key, serde_json::to_value(&**backend).unwrap_or_default())
-        })
-    });
+    let sets = subjects.egress_sets.iter();
+    let sets = sets
+        .filter(|(_, set)| is_made_here(set.labels()))
+        .map(|(name, set)| live(Kind::EgressSet, name, &**set));
+    let backends = subjects.backends.iter();
+    let backends = backends
+        .filter(|(_, backend)| is_made_here(backend.labels()))
+        .map(|(name, backend)| live(Kind::Backend, name, &**backend));
     let live: BTreeMap<Key, Value> = sets.chain(backends).collect();
     let gone = live.keys().filter(|key| !desired.contains_key(key));
     let gone: Vec<Write> = gone.map(|key| (key.clone(), None)).collect();
@@ -231,6 +222,15 @@ fn writes(world: &World, desired: BTreeMap<Key, Value>) -> Vec<Write> {
     gone.into_iter()
         .chain(changed.map(|(key, object)| (key, Some(Arc::new(object)))))
         .collect()
+}
+
+fn live(kind: Kind, name: &ObjectName, object: &impl Serialize) -> (Key, Value) {
+    let key = Key {
+        kind,
+        name: name.clone(),
+    };
+    // What was read as JSON can be written as JSON.
+    (key, serde_json::to_value(object).unwrap_or_default())
 }
 
 /// Whether an object has all fields of another, with the same values.
@@ -247,5 +247,43 @@ fn holds(live: &Value, wanted: &Value) -> bool {
                     .all(|(live, wanted)| holds(live, wanted))
         }
         (live, wanted) => live == wanted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::world::tests::world, *};
+    use crate::api::Object;
+
+    #[test]
+    fn a_gateway_that_asks_for_it_is_told_of_each_revision_once() {
+        let stale = |annotations: Value| {
+            let gateway = json!({
+                "metadata": {
+                    "name": "eg", "namespace": "default",
+                    "labels": {"gateway.tailscale.com/egress": "true"}, "annotations": annotations,
+                },
+                "spec": {"gatewayClassName": "eg", "listeners": []},
+            });
+            let endpoints = json!({
+                "metadata": {"name": "example", "namespace": "default"},
+                "spec": {"endpoints": [{"name": "web", "port": 80, "externalTarget": "example.com:80"}]},
+            });
+            let objects = [
+                Object::Gateway(serde_json::from_value(gateway).unwrap()),
+                Object::Endpoints(serde_json::from_value(endpoints).unwrap()),
+            ];
+            let world = world(objects, []);
+            stale_gateways(&world, &desired(&world))
+        };
+        assert_eq!(stale(json!({})), []);
+        let [(name, revision)] = stale(json!({EGRESS_REFRESH_ANNOTATION: "true"}))
+            .try_into()
+            .unwrap();
+        assert_eq!(name, ObjectName::new("default", "eg"));
+        let told = json!({EGRESS_REFRESH_ANNOTATION: "true", REFRESHED_ANNOTATION: revision});
+        assert_eq!(stale(told), []);
+        let before = json!({EGRESS_REFRESH_ANNOTATION: "true", REFRESHED_ANNOTATION: "other"});
+        assert_eq!(stale(before), [(name, revision)]);
     }
 }

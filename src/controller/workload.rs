@@ -84,6 +84,9 @@ pub(super) const ADMIN_PORT: u16 = 9090;
 const USER: i64 = 65532;
 const DRAIN_SECONDS: u32 = 30;
 
+/// Seconds until a pod of an egress that is to end takes no more connections.
+const LEAVING: u32 = 3;
+
 /// Memory that a pod may use unless the class says otherwise.
 const MEMORY_LIMIT: &str = "512Mi";
 
@@ -351,6 +354,10 @@ impl WorkloadInput {
                 },
             ],
         });
+        if self.egress.is_some() {
+            // Connections still come until all nodes of the cluster know that it ends.
+            container["lifecycle"] = json!({ "preStop": { "sleep": { "seconds": LEAVING } } });
+        }
         let policy = proxy.image_pull_policy.as_ref();
         if let Some(policy) = policy.or(self.site.image_pull_policy.as_ref()) {
             container["imagePullPolicy"] = json!(policy);

@@ -133,29 +133,13 @@ fn snapshot_of(
     let numbers = ports(reading.names());
     let (mut ports, mut udp_ports) = (BTreeMap::new(), BTreeMap::new());
     let mut backends = BTreeMap::new();
-    for place in reading
-        .places
-        .iter()
-        .filter(|place| is_through(spec, place))
-    {
+    let through = reading.places.iter();
+    for place in through.filter(|place| is_through(spec, place)) {
         let Some(&number) = numbers.get(&place.name) else {
             continue;
         };
-        let id = BackendId {
-            kind: BackendKind::Endpoints,
-            object: ObjectName::new(&name.namespace, format!("{}/{}", name.name, place.name)),
-            port: place.port,
-            transport: place.transport(),
-        };
-        let forward = Forward {
-            route: name.clone(),
-            backends: vec![WeightedBackend {
-                weight: 1,
-                backend: Some(id.clone()),
-            }],
-            proxy_protocol: None,
-        };
-        let (listener, route) = (place.name.clone(), Some(forward));
+        let id = backend_of(name, place);
+        let (listener, route) = (place.name.clone(), Some(forward_to(name, &id)));
         match place.transport() {
             Transport::Tcp => {
                 let listener = TcpListener {
@@ -194,6 +178,28 @@ fn snapshot_of(
         http_routes: BTreeMap::new(),
         backends,
     })
+}
+
+/// Each endpoint is a backend of its own: several may have the same port.
+fn backend_of(object: &ObjectName, place: &Place) -> BackendId {
+    let name = format!("{}/{}", object.name, place.name);
+    BackendId {
+        kind: BackendKind::Endpoints,
+        object: ObjectName::new(&object.namespace, name),
+        port: place.port,
+        transport: place.transport(),
+    }
+}
+
+fn forward_to(object: &ObjectName, backend: &BackendId) -> Forward {
+    Forward {
+        route: object.clone(),
+        backends: vec![WeightedBackend {
+            weight: 1,
+            backend: Some(backend.clone()),
+        }],
+        proxy_protocol: None,
+    }
 }
 
 /// `<name>-egress`, with a hash where that is too long or no label of DNS.

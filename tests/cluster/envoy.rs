@@ -225,10 +225,6 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     let endpoints = "tailscaleendpoints/hidden";
     scene.condition("default", endpoints, PROGRAMMED).await;
     gateway.page("/api/hidden/page", "hidden /page\n").await;
-    let nodes = scene.nodes().await;
-    for node in ["hidden-egress-0", "hidden-egress-1"] {
-        assert!(nodes.iter().any(|known| known == node), "{nodes:?}");
-    }
     lab.eventually("the endpoint is found to be healthy", || async {
         let object = lab.object("default", endpoints).await?;
         let status = &object["status"];
@@ -236,6 +232,10 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
         (status["healthyEndpoints"] == 1 && workload["readyReplicas"] == 2).then_some(())
     })
     .await;
+    let nodes = scene.nodes().await;
+    for node in ["hidden-egress-0", "hidden-egress-1"] {
+        assert!(nodes.iter().any(|known| known == node), "{nodes:?}");
+    }
     // In steady state no key is made.
     let keys = scene.asked("POST", KEYS).await.len();
 

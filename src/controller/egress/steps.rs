@@ -259,3 +259,6 @@ fn settings(tailnet: &ProxySettings, pods: EgressPods) -> ProxySettings {
     settings.disruption_budget = false;
     settings
 }
+
+#[cfg(test)]
+mod tests;
