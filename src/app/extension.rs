@@ -181,7 +181,7 @@ struct Shown {
     answered_at: String,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct ShownSkip {
     service: String,
     source: String,
@@ -207,10 +207,13 @@ impl View {
                     message: skipped.refusal.to_string(),
                 })
                 .collect();
-            for ShownSkip {
-                service, message, ..
-            } in &skipped
-            {
+            let mut gateways = self.gateways();
+            let before = gateways.get(&set.to_string());
+            let news = skipped
+                .iter()
+                .filter(|one| before.is_none_or(|before| !before.skipped.contains(one)));
+            for one in news {
+                let (service, message) = (&one.service, &one.message);
                 tracing::warn!(%set, service, message, "a service is left out");
             }
             let shown = Shown {
@@ -222,7 +225,7 @@ impl View {
                 skipped,
                 answered_at: now.clone(),
             };
-            self.gateways().insert(set.to_string(), shown);
+            gateways.insert(set.to_string(), shown);
         }
     }
 }

@@ -131,22 +131,30 @@ impl Keeper {
         match event {
             watcher::Event::Init => listing.clear(),
             watcher::Event::InitApply(object) => {
-                listing.extend(read(object).map(|seen| (seen.set.name.clone(), seen)));
+                let name = name(&object);
+                // What cannot be read keeps its last state.
+                let seen = read(object).or_else(|| self.sets.remove(&name));
+                listing.extend(seen.map(|seen| (name, seen)));
             }
             watcher::Event::InitDone => {
                 self.sets = std::mem::take(listing);
                 self.listed = true;
+                self.stale = true;
             }
             watcher::Event::Apply(object) => {
-                let seen = read(object);
-                self.sets
-                    .extend(seen.map(|seen| (seen.set.name.clone(), seen)));
+                let Some(seen) = read(object) else {
+                    return;
+                };
+                let name = seen.set.name.clone();
+                // What we write on it ourselves changes nothing that is served.
+                let before = self.sets.get(&name).map(|before| &before.set);
+                self.stale |= before != Some(&seen.set);
+                self.sets.insert(name, seen);
             }
             watcher::Event::Delete(object) => {
-                self.sets.remove(&name(&object));
+                self.stale |= self.sets.remove(&name(&object)).is_some();
             }
         }
-        self.stale = true;
     }
 
     async fn settle(&mut self) {
@@ -154,8 +162,7 @@ impl Keeper {
             return;
         }
         if std::mem::take(&mut self.stale) {
-            let plan = self.hooks.plan(self.sets.values().map(|seen| &seen.set));
-            self.known.send_replace(Some(Arc::new(plan)));
+            self.publish().await;
         }
         if self.pause.is_some_and(|until| Instant::now() < until) {
             return;
@@ -170,6 +177,20 @@ impl Keeper {
         }
         for name in self.resyncs.due(Instant::now(), self.sets.values()) {
             self.resync(&name).await;
+        }
+    }
+
+    /// Tells whoever wants to know what the sets are together.
+    async fn publish(&self) {
+        if self.known.is_closed() {
+            return;
+        }
+        let sets: Vec<_> = self.sets.values().map(|seen| seen.set.clone()).collect();
+        let hooks = self.hooks.clone();
+        let plan = tokio::task::spawn_blocking(move || hooks.plan(&sets)).await;
+        // A runtime that is ending makes none.
+        if let Ok(plan) = plan {
+            self.known.send_replace(Some(Arc::new(plan)));
         }
     }
 
@@ -249,7 +270,7 @@ fn name(object: &DynamicObject) -> ObjectName {
     )
 }
 
-/// What cannot be read keeps its last state.
+/// `None`, with a log line, when it cannot be read.
 fn read(mut object: DynamicObject) -> Option<SeenSet> {
     let name = name(&object);
     let record = object.metadata.annotations.take();

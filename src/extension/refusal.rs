@@ -23,7 +23,7 @@ pub enum Refusal {
     Path(String),
     #[error("UDP cannot be routed by HTTP")]
     Udp,
-    #[error("it has no target")]
+    #[error("it has neither a target nor a server name")]
     NoTarget,
     #[error("target {0:?} is neither an IP address nor a DNS name")]
     Target(String),

@@ -66,6 +66,9 @@ pub struct ServerSettings {
     pub farewell: Duration,
 }
 
+/// How often a client that says nothing is asked whether it is there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
 /// Why Envoy Gateway cannot be served.
 #[derive(Debug, thiserror::Error)]
 #[error("Envoy Gateway cannot be served: {0}")]
@@ -128,6 +131,7 @@ impl Server {
         };
         let incoming = listener.accept(drain.clone());
         let serving = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
             .add_service(health_service)
             .add_service(service)
             .serve_with_incoming_shutdown(

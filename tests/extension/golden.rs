@@ -5,17 +5,21 @@
 //! - `out.yaml`: the routes and clusters of the answer, as far as they are ours, and what was left
 //!   out.
 //!
-//! `make envoy` asks Envoy, too, whether it takes each of them (`--mode validate`). `UPDATE_GOLDEN=1 cargo test golden` writes what comes out; read the
-//! difference before it is committed.
+//! `make envoy` asks Envoy, too, whether it takes each of them (`--mode validate`).
+//! `UPDATE_GOLDEN=1 cargo test golden` writes what comes out; read the difference before it is
+//! committed.
 
 use super::{
     bootstrap::bootstrap,
+    hooks::service,
     messages::{self, Match, configuration, eds_cluster, host},
 };
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -23,8 +27,8 @@ use std::{
 use tailway::extension::{
     Hooks, Settings, Told,
     proto::{
-        ExtensionResource, PostTranslateExtensionContext, PostTranslateModifyRequest,
-        PostTranslateModifyResponse,
+        ExtensionResource, PostClusterExtensionContext, PostClusterModifyRequest,
+        PostTranslateExtensionContext, PostTranslateModifyRequest, PostTranslateModifyResponse,
     },
 };
 
@@ -191,23 +195,90 @@ fn envoy_takes_everything_that_the_golden_files_say() {
     let directory = tempfile::tempdir().unwrap();
     for case in cases() {
         let (message, _) = answer(&read(&case));
-        let path = directory.path().join("bootstrap.pb");
         // The cluster of Envoy Gateway is one of EDS, for which there is nobody here to ask.
         let clusters = message.clusters.iter().skip(1);
-        fs::write(&path, bootstrap(clusters, &message.routes[0])).unwrap();
-        let said = Command::new(&envoy)
-            .args([
-                "--mode",
-                "validate",
-                "--allow-unknown-static-fields",
-                "--config-path",
-            ])
-            .arg(&path)
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&said.stderr);
-        assert!(said.status.success(), "{}: {text}", case.display());
+        let config = bootstrap(clusters, &message.routes[0]);
+        validate(
+            &envoy,
+            directory.path(),
+            &config,
+            &case.display().to_string(),
+        );
     }
+    let services = (0..1000).map(|number| service(&format!("s{number:03}")));
+    let sets = vec![json!({ "revision": "r1", "services": services.collect::<Vec<_>>() })];
+    let hosts = BTreeMap::new();
+    let (message, _) = answer(&Case { hosts, sets });
+    let clusters = message.clusters.iter().skip(1);
+    let config = bootstrap(clusters, &message.routes[0]);
+    validate(&envoy, directory.path(), &config, "a thousand services");
+}
+
+#[test]
+#[ignore = "make envoy"]
+fn envoy_takes_the_clusters_that_are_filled() {
+    let envoy = std::env::var_os("TAILWAY_ENVOY").expect("make envoy sets TAILWAY_ENVOY");
+    let directory = tempfile::tempdir().unwrap();
+    let filled: Vec<_> = cases().iter().flat_map(|case| filled(case)).collect();
+    assert!(filled.len() > 20);
+    let config = bootstrap(filled.iter(), &configuration([]).done());
+    validate(
+        &envoy,
+        directory.path(),
+        &config,
+        "clusters that were filled",
+    );
+}
+
+/// The upstreams of all services as backends of an HTTPRoute and of a GRPCRoute.
+fn filled(directory: &Path) -> Vec<Bytes> {
+    let case = read(directory);
+    let name = directory.file_name().unwrap().to_str().unwrap();
+    let hooks = Hooks::new(Settings::default());
+    let services = case
+        .sets
+        .iter()
+        .flat_map(|set| set["services"].as_array().unwrap());
+    let mut filled = Vec::new();
+    for (number, service) in services.enumerate() {
+        for kind in ["httproute", "grpcroute"] {
+            let backend = json!({
+                "apiVersion": "gateway.tailscale.com/v1alpha1",
+                "kind": "TailscaleBackend",
+                "metadata": { "namespace": "default", "name": service["name"] },
+                "spec": { "upstream": service["upstream"] },
+            });
+            let name = format!("{kind}/default/{name}/rule/{number}");
+            let answer = hooks.cluster(PostClusterModifyRequest {
+                // Envoy Gateway sets how names are looked up, too.
+                cluster: eds_cluster(&name).number(17, 3).done(),
+                post_cluster_context: Some(PostClusterExtensionContext {
+                    backend_extension_resources: vec![super::hooks::resource(&backend)],
+                }),
+            });
+            // Those that are refused come back as they were.
+            let is_filled = |cluster: &Bytes| messages::fields(cluster, 3).is_empty();
+            filled.extend(Some(answer.message).filter(is_filled));
+        }
+    }
+    filled
+}
+
+fn validate(envoy: &OsStr, directory: &Path, config: &[u8], what: &str) {
+    let path = directory.join("bootstrap.pb");
+    fs::write(&path, config).unwrap();
+    let said = Command::new(envoy)
+        .args([
+            "--mode",
+            "validate",
+            "--allow-unknown-static-fields",
+            "--config-path",
+        ])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.success(), "{what}: {text}");
 }
 
 fn read(directory: &Path) -> Case {

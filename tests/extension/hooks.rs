@@ -222,6 +222,24 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn what_nobody_knows_of_a_cluster_stays_when_it_is_filled(
+        future in proptest::collection::vec((1_000u32..1 << 29, any::<Vec<u8>>()), 0..8),
+    ) {
+        let name = "httproute/default/web/rule/0";
+        let cluster = future.iter().fold(eds_cluster(name), |cluster, (number, bytes)| {
+            cluster.bytes(*number, bytes)
+        });
+        let answer = hooks().cluster(cluster_request(cluster.clone(), &[backend(upstream())]));
+        prop_assert_eq!(answer.told.clusters, 1);
+        for (number, _) in future {
+            let theirs = fields(cluster.as_ref(), number);
+            prop_assert_eq!(fields(&answer.message, number), theirs);
+        }
+    }
+}
+
 #[test]
 fn a_gateway_without_a_policy_stays_as_it_is() {
     let of_another_kind = json!({

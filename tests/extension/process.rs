@@ -1,11 +1,11 @@
 //! `tailway extension` as a process, with TailscaleEgressSets of files.
 
 use super::{
-    hooks::{service, set},
+    hooks::{request, service, set},
     messages::route_names,
     serving::{connect, virtual_host},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -16,40 +16,60 @@ use std::{
 };
 use tailway::extension::proto::envoy_gateway_extension_client::EnvoyGatewayExtensionClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tonic::transport::Endpoint;
 
 struct Process {
     child: Child,
+    /// Where Envoy Gateway connects, unless it is a socket.
+    address: Option<SocketAddr>,
     admin: SocketAddr,
 }
 
 impl Process {
-    fn start(directory: &Path) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tailway"))
-            .args(["extension", "--admin-addr", "127.0.0.1:0", "--socket"])
-            .arg(directory.join("socket"))
-            .arg("-f")
-            .arg(directory.join("sets"))
+    fn start(configure: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tailway"));
+        command
+            .args(["extension", "--admin-addr", "127.0.0.1:0"])
             .env("TAILWAY_LOG_FORMAT", "json")
             .env_remove("GRPC_PORT")
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        configure(&mut command);
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = lines.find_map(|line| {
-            let line: Value = serde_json::from_str(&line.unwrap()).ok()?;
-            let line = line.to_string();
-            let (_, rest) = line
-                .contains("admin pages")
-                .then(|| line.split_once("127.0.0.1:"))??;
-            let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
-            format!("127.0.0.1:{port}").parse().ok()
-        });
+        let mut address = None;
+        let admin = loop {
+            let line = lines.next().expect("it says where its admin pages are");
+            let line: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            match said(&line, "message").as_deref() {
+                Some("serving Envoy Gateway") => {
+                    address = said(&line, "address").map(|address| address.parse().unwrap());
+                }
+                Some("admin pages") => break said(&line, "address").unwrap().parse().unwrap(),
+                _ => {}
+            }
+        };
         // What it says later must find a reader.
         std::thread::spawn(move || lines.for_each(drop));
         Self {
             child,
-            admin: address.expect("it says where its admin pages are"),
+            address,
+            admin,
         }
+    }
+
+    /// Ends it as a cluster does.
+    async fn end(mut self) -> bool {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args(["-TERM", &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+        let status = tokio::task::spawn_blocking(move || self.child.wait().unwrap());
+        let status = tokio::time::timeout(Duration::from_secs(60), status).await;
+        status.unwrap().unwrap().success()
     }
 
     async fn page(&self, path: &str) -> String {
@@ -70,6 +90,12 @@ impl Drop for Process {
     }
 }
 
+/// A field of a log line.
+fn said(line: &Value, field: &str) -> Option<String> {
+    let value = line.get(field).or_else(|| line["fields"].get(field))?;
+    value.as_str().map(str::to_owned)
+}
+
 /// Writes a file as whole, or not at all.
 fn put(path: &Path, text: &str) {
     let beside = path.with_extension("new");
@@ -82,8 +108,10 @@ async fn the_sets_of_files_reach_virtual_hosts_as_they_change_until_the_process_
     let directory = tempfile::tempdir().unwrap();
     let sets = directory.path().join("sets");
     fs::create_dir(&sets).unwrap();
-    let mut process = Process::start(directory.path());
     let socket = directory.path().join("socket");
+    let process = Process::start(|command| {
+        command.arg("--socket").arg(&socket).arg("-f").arg(&sets);
+    });
     let mut client = EnvoyGatewayExtensionClient::new(connect(&socket).await);
     let mut wait_for = async |expected: &[&str]| {
         let deadline = Instant::now() + Duration::from_secs(60);
@@ -124,16 +152,36 @@ async fn the_sets_of_files_reach_virtual_hosts_as_they_change_until_the_process_
     let counted = r#"tailway_extension_calls_total{hook="VirtualHost",result="changed"}"#;
     assert!(metrics.contains(counted), "{metrics}");
 
-    let pid = process.child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-TERM", &pid])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let status = tokio::task::spawn_blocking(move || process.child.wait().unwrap());
-    let status = tokio::time::timeout(Duration::from_secs(60), status).await;
-    assert!(status.unwrap().unwrap().success());
+    assert!(process.end().await);
     assert!(!socket.exists());
+}
+
+#[tokio::test]
+async fn without_an_api_server_policies_are_answered_on_the_port_of_the_environment() {
+    let process = Process::start(|command| {
+        command
+            .arg("--kubernetes=false")
+            .env("TAILWAY_EXTENSION_ADDRESS", "127.0.0.1")
+            .env("GRPC_PORT", "0");
+    });
+    let address = process.address.expect("it says where it serves");
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = EnvoyGatewayExtensionClient::new(channel.connect().await.unwrap());
+    assert!(process.page("/readyz").await.starts_with("HTTP/1.1 200"));
+    let mut set = set("default", "eg", vec![service("web"), service("bad")]);
+    set["spec"]["services"][1]["upstream"]["protocol"] = json!("UDP");
+    let answer = client
+        .post_translate_modify(request(&[set], Vec::new()))
+        .await;
+    assert_eq!(answer.unwrap().into_inner().clusters.len(), 3);
+    let config = process.page("/config").await;
+    for line in [
+        "gateway: default/eg",
+        "pathPrefix: /api/web",
+        "cluster: external-backend-web",
+        "reason: UnsupportedProtocol",
+    ] {
+        assert!(config.contains(line), "{line}: {config}");
+    }
+    assert!(process.end().await);
 }
