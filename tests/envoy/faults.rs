@@ -159,3 +159,26 @@ async fn an_answer_that_envoy_gateway_finds_too_large_changes_nothing() {
     course.change(&site);
     site.until("/api/web", 200, "new").await;
 }
+
+#[tokio::test]
+#[ignore = "make envoy"]
+async fn an_extension_that_starts_again_gives_no_answer_before_it_holds_its_sets() {
+    let scene = Scene::start(Wiring::Held).await;
+    let course = Course::new(&scene).await;
+    let later = scene.service("later").await;
+    let site = scene.site("web", &course.users);
+    site.set(std::slice::from_ref(&course.old));
+    site.until("/users", 200, "users").await;
+    site.added("web").await;
+
+    scene.kill_extension();
+    let from = scene.log().len();
+    let routes = [&*course.users, &*route("later", "/later", later.address)];
+    site.write(&routes.concat());
+    scene.says(TRANSLATING, from).await;
+    serves_on(&site).await;
+    // The call that waits is the first thing it gets.
+    scene.start_extension().await;
+    site.until("/later", 200, "later").await;
+    serves_on(&site).await;
+}

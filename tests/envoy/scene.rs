@@ -28,9 +28,10 @@ use tokio::sync::OnceCell;
 pub enum Wiring {
     /// There is no extension.
     Alone,
-    /// Each call brings all that it is about: what our manifests say.
+    /// As `envoy-gateway-config.yaml` has it, but for a socket: each call brings all that it is
+    /// about.
     Policies,
-    /// The extension holds what it adds, and calls bring what there is of Envoy.
+    /// As `hooks-only.yaml` has it: the extension holds what it adds.
     Held,
 }
 
@@ -238,36 +239,27 @@ fn configuration(wiring: Wiring, home: &Path, limit: &str) -> Value {
         },
         "extensionApis": {"enableBackend": true},
     });
-    let group = |kind: &str| json!([{"group": "gateway.tailscale.com", "version": "v1alpha1", "kind": kind}]);
-    let manager = match wiring {
+    match wiring {
         Wiring::Alone => return config,
-        Wiring::Policies => json!({
-            "maxMessageSize": limit,
-            "failOpen": false,
-            "policyResources": group("TailscaleEgressSet"),
-            "backendResources": group("TailscaleBackend"),
-            "hooks": {"xdsTranslator": {
-                "post": ["Translation", "Cluster"],
-                "translation": {
-                    "route": {"includeAll": true},
-                    "cluster": {"includeAll": true},
-                    "secret": {"includeAll": false},
-                    "listener": {"includeAll": false},
-                },
-            }},
-            "service": {"unix": {"path": home.join("extension.sock")}},
-        }),
-        Wiring::Held => json!({
-            "maxMessageSize": "1000M",
-            "hooks": {"xdsTranslator": {"post": ["VirtualHost", "Translation"]}},
-            "service": {"fqdn": {
-                "hostname": "tailscale-gateway-extension-server.tailscale-gateway-system.svc.cluster.local",
-                "port": 5005,
-            }},
-        }),
-    };
-    config["extensionManager"] = manager;
+        Wiring::Policies => {
+            let mut manager = shipped("envoy-gateway-config.yaml");
+            manager["maxMessageSize"] = limit.into();
+            manager["service"] = json!({"unix": {"path": home.join("extension.sock")}});
+            config["extensionManager"] = manager;
+        }
+        Wiring::Held => config["extensionManager"] = shipped("hooks-only.yaml"),
+    }
     config
+}
+
+/// What a manifest of ours tells Envoy Gateway of the extension.
+fn shipped(name: &str) -> Value {
+    let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/envoy-gateway");
+    let text = fs::read_to_string(manifests.join(name)).unwrap();
+    let map: Value = serde_saphyr::from_str(&text).unwrap();
+    let config = map["data"]["envoy-gateway.yaml"].as_str().unwrap();
+    let config: Value = serde_saphyr::from_str(config).unwrap();
+    config["extensionManager"].clone()
 }
 
 /// A Gateway of a test's own in a scene. Its objects go with it.

@@ -12,6 +12,6 @@ mount --bind "$1/resolv.conf" "$(readlink -f /etc/resolv.conf)"
 echo ready
 # Reaps what lost its parent while it waits, as bash does.
 read -r || true
-# All but the first process.
-kill -KILL -1 || true
+# All but the first process, if there are any.
+kill -KILL -1 2>/dev/null || true
 rm -rf "$1"
