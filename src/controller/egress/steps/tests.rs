@@ -131,7 +131,10 @@ fn what_is_on_the_tailnet_has_pods_made_with_a_port_for_each_endpoint() {
         panic!("it is to be applied");
     };
     assert_eq!(input.name(), NAME);
-    assert_eq!((input.class.as_str(), input.hostname.as_str()), ("tailnet", "example-egress"));
+    assert_eq!(
+        (input.class.as_str(), input.hostname.as_str()),
+        ("tailnet", "example-egress")
+    );
     let port = egress::ports(["web"])["web"];
     assert_eq!(
         input.egress,
@@ -182,8 +185,15 @@ fn what_is_there_as_it_should_be_is_left_alone_and_what_was_changed_is_applied_a
 fn the_nodes_of_each_pod_are_written_down_once() {
     let mut scene = Scene::applied(two_replicas());
     let secret = format!("{NAME}-1-state");
-    scene.workload().secrets.insert(secret.clone(), node("n2", "n1"));
-    let Some(Step::Record { secret: of, node_ids }) = scene.step() else {
+    scene
+        .workload()
+        .secrets
+        .insert(secret.clone(), node("n2", "n1"));
+    let Some(Step::Record {
+        secret: of,
+        node_ids,
+    }) = scene.step()
+    else {
         panic!("it is to be recorded");
     };
     assert_eq!((of, node_ids.as_str()), (secret.clone(), "n1,n2"));
@@ -197,9 +207,15 @@ fn fewer_pods_leave_no_nodes_behind() {
     one["proxy"] = json!({"replicas": 1});
     let mut scene = Scene::applied(one);
     let secret = format!("{NAME}-1-state");
-    scene.workload().secrets.insert(secret.clone(), node("n2", "n2"));
+    scene
+        .workload()
+        .secrets
+        .insert(secret.clone(), node("n2", "n2"));
     let pod = format!("{NAME}-1");
-    scene.workload().pods.insert(pod.clone(), PodState::default());
+    scene
+        .workload()
+        .pods
+        .insert(pod.clone(), PodState::default());
     assert!(scene.step().is_none(), "its pod is there yet");
     scene.workload().pods.remove(&pod);
     let Some(Step::Shrink { secrets, .. }) = scene.step() else {
