@@ -4,7 +4,11 @@ use super::{
     route::RenderedRoute,
     wire::{self, Malformed, Value},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use regex::{Regex, RegexBuilder};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// Numbers of the fields of `envoy.config.route.v3.VirtualHost`.
 pub(super) const ROUTES: u32 = 3;
@@ -21,6 +25,9 @@ const REGEX: u32 = 10;
 const CONNECT: u32 = 12;
 const SEPARATED_PREFIX: u32 = 14;
 const PATH_POLICY: u32 = 15;
+
+/// Characters of an expression that do not stand for themselves.
+const SPECIAL: &str = "\\^$.|?*+()[]{}";
 
 /// Largest automaton that an expression of a route may become here.
 const LARGEST_EXPRESSION: usize = 1 << 20;
@@ -84,8 +91,17 @@ enum Catch {
         prefix: String,
         folded: bool,
     },
-    /// All of the path.
-    Expression(regex::Regex),
+    Expression(Expression),
+}
+
+/// An expression for all of the path. Users may have many: it is only compiled for paths that begin
+/// like it.
+struct Expression {
+    text: String,
+    /// What all that it matches begins with.
+    beginning: String,
+    /// `None` for what only Envoy understands.
+    compiled: OnceCell<Option<Regex>>,
 }
 
 impl Catch {
@@ -116,7 +132,11 @@ impl Catch {
                         folded: false,
                     }
                 }
-                REGEX => catch = Self::expression(text)?,
+                REGEX => {
+                    // A RegexMatcher.
+                    let text = wire::text(text, 2)?.unwrap_or_default();
+                    catch = Self::Expression(Expression::new(text));
+                }
                 PATH | CONNECT | PATH_POLICY => catch = Self::Nothing,
                 CASE_SENSITIVE => folded = !is_true(text)?,
                 // A condition, known or not.
@@ -128,16 +148,6 @@ impl Catch {
             Self::Segments { prefix, .. } => Self::Segments { prefix, folded },
             other => other,
         })
-    }
-
-    /// Of a `RegexMatcher`.
-    fn expression(matcher: &[u8]) -> Result<Self, Malformed> {
-        let text = wire::text(matcher, 2)?.unwrap_or_default();
-        let whole = regex::RegexBuilder::new(&format!("^(?:{text})$"))
-            .size_limit(LARGEST_EXPRESSION)
-            .build();
-        // What only Envoy understands is no catch-all as far as we know.
-        Ok(whole.map_or(Self::Nothing, Self::Expression))
     }
 
     /// Whether it takes all that a route for `ours` would, and that is not just what it asks for:
@@ -154,14 +164,50 @@ impl Catch {
             Self::Segments { prefix, folded } => {
                 ours.as_bytes().get(prefix.len()) == Some(&b'/') && under(prefix, *folded)
             }
-            Self::Expression(expression) => {
-                // Whether an expression takes everything cannot be seen; whether it takes what
-                // nobody would ask for, can.
-                ["", "/", "/-/~/0.x", "/%41;b=c@d,e"]
-                    .iter()
-                    .all(|rest| expression.is_match(&format!("{ours}{rest}")))
-            }
+            Self::Expression(expression) => expression.leaves_nothing(ours),
         }
+    }
+}
+
+impl Expression {
+    fn new(text: &str) -> Self {
+        let end = text.find(|c| SPECIAL.contains(c)).unwrap_or(text.len());
+        let (mut beginning, rest) = text.split_at(end);
+        if rest.starts_with(['*', '?', '{']) {
+            // They are about the character before them.
+            let last = beginning.char_indices().next_back();
+            beginning = &beginning[..last.map_or(0, |(at, _)| at)];
+        }
+        if text.contains('|') {
+            beginning = "";
+        }
+        Self {
+            text: text.into(),
+            beginning: beginning.into(),
+            compiled: OnceCell::new(),
+        }
+    }
+
+    /// Whether an expression takes everything cannot be seen; whether it takes what nobody would
+    /// ask for, can.
+    fn leaves_nothing(&self, ours: &str) -> bool {
+        let compile = || {
+            RegexBuilder::new(&format!("^(?:{})$", self.text))
+                .size_limit(LARGEST_EXPRESSION)
+                .build()
+                .ok()
+        };
+        let takes = |expression: &Regex| {
+            ["", "/", "/-/~/0.x", "/%41;b=c@d,e"]
+                .iter()
+                .all(|rest| expression.is_match(&format!("{ours}{rest}")))
+        };
+        ours.starts_with(&self.beginning)
+            && self
+                .compiled
+                .get_or_init(compile)
+                .as_ref()
+                .is_some_and(takes)
     }
 }
 
@@ -175,4 +221,60 @@ fn is_true(message: &[u8]) -> Result<bool, Malformed> {
         }
     }
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_expression_leaves_nothing_when_it_takes_all_that_is_below_a_path() {
+        let table = [
+            (".*", true),
+            ("/.*", true),
+            (".+", true),
+            ("/api(/.*)?", true),
+            ("/api/we?b.*", true),
+            ("/x*api/.*", true),
+            ("/other|/api/.*", true),
+            ("(?i)/API/.*", true),
+            ("/api/web", false),
+            ("/api/web/.*", false),
+            ("/api/web/?", false),
+            ("/api/web(/[a-z]*)*", false),
+            ("/apis/.*", false),
+            ("[0-9]+", false),
+            ("", false),
+            ("(", false),
+        ];
+        for (text, leaves_nothing) in table {
+            let expression = Expression::new(text);
+            assert_eq!(
+                expression.leaves_nothing("/api/web"),
+                leaves_nothing,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_expression_is_compiled_for_paths_that_begin_like_it_only() {
+        let table = [
+            ("/users/[0-9]+", "/users/"),
+            ("/users?/.*", "/user"),
+            ("/ü*", "/"),
+            ("/a|/b", ""),
+            ("/plain", "/plain"),
+            ("\\/a", ""),
+        ];
+        for (text, beginning) in table {
+            let expression = Expression::new(text);
+            assert_eq!(expression.beginning, beginning, "{text:?}");
+            assert!(!expression.leaves_nothing("/else"));
+            assert_eq!(
+                expression.compiled.get().is_some(),
+                beginning.is_empty() || beginning == "/"
+            );
+        }
+    }
 }
