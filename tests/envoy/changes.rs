@@ -195,6 +195,43 @@ async fn two_objects_with_one_service_name_have_a_route_each_and_of_the_same_one
 
 #[tokio::test]
 #[ignore = "make envoy"]
+async fn two_gateways_with_services_of_one_name_have_each_its_own() {
+    for wiring in [Wiring::Policies, Wiring::Held] {
+        let shared = Scene::shared(wiring).await;
+        let scene = shared.scene();
+        let (one, two) = (scene.service("one").await, scene.service("two").await);
+        let first = scene.site("first", &route("users", "/users", one.address));
+        let second = scene.site("second", &route("users", "/users", two.address));
+        first.set(&[routed("web", "one.example.com", one.address)]);
+        second.set(&[routed("web", "two.example.com", two.address)]);
+        first.until("/users", 200, "one").await;
+        second.until("/users", 200, "two").await;
+        first.added("web").await;
+        second.added("web").await;
+        first.until("/api/web", 200, "one").await;
+        second.until("/api/web", 200, "two").await;
+        assert_eq!(first.answer("/api/web").await, (200, "one".into()));
+        let hosts = |service: &Service| -> Vec<_> {
+            let requests = service.requests().into_iter();
+            let ours = requests.filter(|request| request.line == "GET / HTTP/1.1");
+            ours.map(|request| request.header("host").map(str::to_owned))
+                .collect()
+        };
+        assert!(
+            hosts(&one)
+                .iter()
+                .all(|host| host.as_deref() == Some("one.example.com"))
+        );
+        assert!(
+            hosts(&two)
+                .iter()
+                .all(|host| host.as_deref() == Some("two.example.com"))
+        );
+    }
+}
+
+#[tokio::test]
+#[ignore = "make envoy"]
 async fn a_thousand_services_are_served_by_one_gateway() {
     let shared = Scene::shared(Wiring::Policies).await;
     let scene = shared.scene();

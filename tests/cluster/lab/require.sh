@@ -4,20 +4,12 @@
 #
 #   require.sh build|run
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 
 # command or file, and the Debian package that has it
 for_build="go:golang gcc:gcc openssl:openssl curl:curl flock:util-linux unzip:unzip"
 for_run="containerd:containerd ctr:containerd runc:runc /usr/lib/cni/bridge:containernetworking-plugins nft:nftables
   ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux openssl:openssl curl:curl"
-
-missing() {
-  for need in $1; do
-    case ${need%:*} in
-      /*) [[ -e ${need%:*} ]] ;;
-      *) command -v "${need%:*}" >/dev/null ;;
-    esac || echo "${need#*:}"
-  done | sort -u
-}
 
 fail() {
   echo "the lab cannot $what here: $*" >&2
@@ -31,14 +23,8 @@ case $what in
   *) echo "usage: require.sh build|run" >&2; exit 64 ;;
 esac
 
-packages=$(missing "$needs")
-if [[ -n $packages && $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
-  export DEBIAN_FRONTEND=noninteractive
-  # shellcheck disable=SC2086 # one word each
-  { apt-get install -y --no-install-recommends $packages ||
-    { apt-get update && apt-get install -y --no-install-recommends $packages; }; } >&2 || true
-  packages=$(missing "$needs")
-fi
+# shellcheck disable=SC2086 # one word each
+packages=$("$here/../../packages.sh" $needs)
 [[ -z $packages ]] || fail "missing: ${packages//$'\n'/, } (the names are Debian's packages; as root they are installed by themselves)"
 [[ $what == run ]] || exit 0
 [[ $EUID -eq 0 ]] || fail "it takes root: pods get namespaces, mounts and cgroups"

@@ -4,16 +4,11 @@
 #
 #   require.sh build|run
 set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
 
 # command, and the Debian package that has it
 for_build="go:golang curl:curl flock:util-linux unzip:unzip"
 for_run="ip:iproute2 nsenter:util-linux unshare:util-linux setpriv:util-linux"
-
-missing() {
-  for need in $1; do
-    command -v "${need%:*}" >/dev/null || echo "${need#*:}"
-  done | sort -u
-}
 
 fail() {
   echo "Envoy Gateway cannot be $what here: $*" >&2
@@ -26,14 +21,8 @@ case $1 in
   *) echo "usage: require.sh build|run" >&2; exit 64 ;;
 esac
 
-packages=$(missing "$needs")
-if [[ -n $packages && $EUID -eq 0 ]] && command -v apt-get >/dev/null; then
-  export DEBIAN_FRONTEND=noninteractive
-  # shellcheck disable=SC2086 # one word each
-  { apt-get install -y --no-install-recommends $packages ||
-    { apt-get update && apt-get install -y --no-install-recommends $packages; }; } >&2 || true
-  packages=$(missing "$needs")
-fi
+# shellcheck disable=SC2086 # one word each
+packages=$("$here/../../packages.sh" $needs)
 [[ -z $packages ]] || fail "missing: ${packages//$'\n'/, } (the names are Debian's packages; as root they are installed by themselves)"
 [[ $(uname -sm) =~ ^Linux\ (x86_64|aarch64)$ ]] || fail "Envoy is packaged for Linux on x86_64 and aarch64"
 [[ $what == run ]] || exit 0
