@@ -1,6 +1,6 @@
 //! What is counted of the calls of Envoy Gateway.
 
-use super::Metrics;
+use super::{Metrics, NoLabels};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -33,7 +33,7 @@ pub(super) struct Families {
     routes: Family<HookLabels, Counter>,
     clusters: Family<HookLabels, Counter>,
     skipped: Family<SkipLabels, Counter>,
-    resyncs: Counter,
+    resyncs: Family<NoLabels, Counter>,
 }
 
 /// A call that has been answered.
@@ -68,7 +68,7 @@ impl Families {
             routes: Family::default(),
             clusters: Family::default(),
             skipped: Family::default(),
-            resyncs: Counter::default(),
+            resyncs: Family::default(),
         }
     }
 
@@ -147,6 +147,10 @@ impl Metrics {
 
     /// Counts a set that was changed to have it translated again.
     pub fn extension_resync(&self) {
-        self.inner.extension.resyncs.inc();
+        self.inner
+            .extension
+            .resyncs
+            .get_or_create(&NoLabels {})
+            .inc();
     }
 }
