@@ -230,22 +230,30 @@ async fn a_set_is_counted_up_after_the_start_and_told_how_it_is_served() {
     bad["upstream"]["protocol"] = json!("UDP");
     let scene = Scene::start(vec![service("web"), bad]).await;
     for gateway in ["eg", "other"] {
-        let counted = |object: &Value| object["spec"]["resync"] == 4;
+        // On a slow machine more than once, as nobody asks.
+        let counted = |object: &Value| object["spec"]["resync"].as_i64() >= Some(4);
         scene.until(gateway, counted).await;
     }
     // It is counted when the answer has come.
-    let counted = |_: &Value| scene.metrics.encode().contains("extension_resyncs_total 2");
+    let counted = |_: &Value| {
+        let metrics = scene.metrics.encode();
+        let mut counts = metrics
+            .lines()
+            .filter_map(|line| line.strip_prefix("tailway_extension_resyncs_total "));
+        counts.any(|count| count.parse::<u32>().unwrap() >= 2)
+    };
     scene.until("eg", counted).await;
     scene.translate("eg");
     let is_told = |object: &Value| Scene::record(object).is_some();
     scene.until("eg", is_told).await;
     let mut record = Scene::record(&scene.server.object("eg")).unwrap();
     assert!(record["at"].take().is_string());
+    assert!(record["resync"].take().as_i64() >= Some(4));
     assert_eq!(
         record,
         json!({
             "revision": "r1",
-            "resync": 4,
+            "resync": null,
             "at": null,
             "skipped": [{
                 "service": "bad",
@@ -256,11 +264,11 @@ async fn a_set_is_counted_up_after_the_start_and_told_how_it_is_served() {
         })
     );
     // The same again is nothing to write: when the other, noted after it, is told, it is not.
-    let before = scene.server.object("eg");
+    let before = Scene::record(&scene.server.object("eg"));
     scene.translate("eg");
     scene.translate("other");
     scene.until("other", is_told).await;
-    assert_eq!(scene.server.object("eg"), before);
+    assert_eq!(Scene::record(&scene.server.object("eg")), before);
     scene.server.objects.lock().unwrap()[0]["spec"]["revision"] = json!("r2");
     scene.translate("eg");
     let is_next = |object: &Value| Scene::record(object).is_some_and(|r| r["revision"] == "r2");
