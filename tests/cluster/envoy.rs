@@ -211,6 +211,58 @@ async fn versions(scene: &Scene) -> Value {
 
 #[tokio::test]
 #[ignore = "make cluster"]
+async fn what_changed_while_the_extension_was_away_is_served_when_it_is_back() {
+    let scene = Scene::start().await;
+    let lab = scene.lab;
+    lab.apply(&(web("example", Some(EXAMPLE_COM)) + &web("fallback", None)))
+        .await;
+    let gateway = install(&scene, &[("example.com", EXAMPLE_COM)]).await;
+    lab.apply(GATEWAY).await;
+    lab.apply(ENDPOINTS).await;
+    gateway.page("/api/web-service/1", "example /1\n").await;
+
+    let scale = async |replicas: &str| {
+        let deployment = "deployment/tailscale-gateway-extension-server";
+        let namespace = "--namespace=tailscale-gateway-system";
+        lab.kubectl(["scale", deployment, replicas, namespace])
+            .await;
+        lab.kubectl(["rollout", "status", deployment, namespace, "--timeout=120s"])
+            .await;
+    };
+    scale("--replicas=0").await;
+    lab.eventually("no pod of it is left", || async {
+        let list = [
+            "get",
+            "pods",
+            "--output=name",
+            "--namespace=tailscale-gateway-system",
+        ];
+        lab.kubectl(list).await.is_empty().then_some(())
+    })
+    .await;
+    lab.apply(&ENDPOINTS.replace("web-service", "shop")).await;
+    // Envoy has what it had.
+    gateway.page("/api/web-service/2", "example /2\n").await;
+    scale("--replicas=2").await;
+    gateway.page("/api/shop/3", "example /3\n").await;
+    lab.eventually("the set was counted up after the start", || async {
+        let set = lab.object("default", "tailscaleegressset/eg").await?;
+        (set["spec"]["resync"].as_i64() > Some(0)).then_some(())
+    })
+    .await;
+    let programmed = scene
+        .condition(
+            "default",
+            "tailscaleendpoints/example-endpoints",
+            PROGRAMMED,
+        )
+        .await;
+    assert_eq!(programmed, "served by 1 Gateway of Envoy Gateway");
+    lab.delete(ENDPOINTS).await;
+}
+
+#[tokio::test]
+#[ignore = "make cluster"]
 async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     let scene = Scene::start().await;
     let lab = scene.lab;
