@@ -66,9 +66,17 @@ impl ApiServer {
             return self.patch(&path, &serde_json::from_slice(&body).unwrap());
         }
         if query.contains("watch=true") {
+            // What has changed since the list, then what changes.
+            let objects = self.objects.lock().unwrap();
             let mut events = self.events.subscribe();
+            let changed = objects
+                .iter()
+                .filter(|o| o["metadata"]["resourceVersion"] != "1");
+            let changed = changed.map(|object| json!({ "type": "MODIFIED", "object": object }));
+            let mut changed = changed.collect::<Vec<_>>().into_iter();
+            drop(objects);
             let stream = async_stream(move || {
-                let event = events.try_recv().ok();
+                let event = changed.next().or_else(|| events.try_recv().ok());
                 event.map(|event| Bytes::from(format!("{event}\n")))
             });
             return Response::new(stream);
@@ -100,7 +108,7 @@ impl ApiServer {
         merge(object, patch);
         let next = version.as_str().unwrap().parse::<u64>().unwrap() + 1;
         object["metadata"]["resourceVersion"] = json!(next.to_string());
-        // Nobody may be watching yet; then it is in the list.
+        // Nobody may be watching yet; who comes is told of it then.
         let _ = self
             .events
             .send(json!({ "type": "MODIFIED", "object": object }));
