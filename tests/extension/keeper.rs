@@ -245,10 +245,10 @@ async fn a_set_is_counted_up_after_the_start_and_told_how_it_is_served() {
     // It is counted when the answer has come.
     let counted = |_: &Value| {
         let metrics = scene.metrics.encode();
-        let mut counts = metrics
-            .lines()
-            .filter_map(|line| line.strip_prefix("tailway_extension_resyncs_total "));
-        counts.any(|count| count.parse::<u32>().unwrap() >= 2)
+        let mut lines = metrics.lines();
+        let line = lines.find(|line| line.starts_with("tailway_extension_resyncs_total"));
+        let count = line.and_then(|line| line.rsplit(' ').next());
+        count.is_some_and(|count| count.parse::<u32>().unwrap() >= 2)
     };
     scene.until("eg", counted).await;
     scene.translate("eg");
