@@ -1,6 +1,6 @@
 //! The command line: strings become typed values here and nowhere else.
 
-use crate::{model::ObjectName, tailnet::is_tag};
+use crate::{api::quantity, model::ObjectName, tailnet::is_tag};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -462,26 +462,13 @@ fn duration(text: &str) -> Result<Duration, String> {
 
 /// Parses the sizes of Kubernetes: `4M` is 4,000,000 bytes, `4Mi` 4,194,304.
 fn size(text: &str) -> Result<usize, String> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor: usize = match unit {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => {
-            return Err("a size is a whole number and k, M, G, Ki, Mi or Gi, such as 1000M".into());
-        }
-    };
-    number
-        .parse::<usize>()
-        .ok()
-        .and_then(|number| number.checked_mul(factor))
+    quantity::bytes(text)
+        .and_then(|size| usize::try_from(size).ok())
         .filter(|&size| size > 0)
-        .ok_or_else(|| "a size is a whole number above 0 and perhaps a unit".into())
+        .ok_or_else(|| {
+            "a size is a whole number above 0 and perhaps k, M, G, Ki, Mi or Gi, such as 1000M"
+                .into()
+        })
 }
 
 /// Parses `NAME=VALUE`.

@@ -2,6 +2,7 @@
 
 pub mod conditions;
 pub mod endpoints;
+pub mod quantity;
 pub mod tailnets;
 pub mod upstream;
 #[rustfmt::skip]

@@ -5,8 +5,8 @@ mod choice;
 
 use super::{
     classes::Clients,
-    egress::{client_name, tailnet_of},
-    parameters::{Defaults, tailnet_parameters},
+    egress::client_of,
+    parameters::Defaults,
     schedule::{Schedule, until},
     world::{Note, World},
 };
@@ -120,12 +120,7 @@ impl Discoverer {
         discovery: &AutoDiscovery,
         world: &World,
     ) -> Result<Vec<EndpointStatus>, String> {
-        let tailnet = tailnet_of(object, world)?;
-        let parameters = tailnet_parameters(&tailnet, world, &self.defaults)?;
-        let client = self
-            .clients
-            .client(&client_name(&tailnet), &parameters)
-            .map_err(|error| format!("TailscaleTailnet {tailnet}: {error}"))?;
+        let (client, _) = client_of(object, world, &self.defaults, &self.clients)?;
         let asked = endpoints(&client, discovery, &egress_names(world)).await;
         asked.map_err(|error| format!("the Tailscale API: {error}"))
     }

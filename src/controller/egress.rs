@@ -9,36 +9,32 @@ pub use owned::{EgressFollower, EgressOwned};
 use super::{
     classes::Clients,
     events::{Events, Weight},
-    gateways::{Failure, failed},
-    labels,
+    gateways::Failure,
     names::workload_name,
-    parameters::Defaults,
-    requests::unless_gone,
+    objects::Objects,
+    parameters::{Defaults, Parameters, tailnet_parameters},
+    removal::remove_device,
     schedule::{Schedule, until},
     workload::{Site, kinds, object_name},
     world::World,
-    writer::FIELD_MANAGER,
 };
 use crate::{
+    api::endpoints::TailscaleEndpoints,
     index::egress::subject,
     metrics::Metrics,
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
 };
-use kube::{
-    Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams},
-};
+use kube::Client;
 use owned::Workload;
-use serde_json::json;
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     convert::Infallible,
     sync::Arc,
     time::Duration,
 };
+pub(super) use steps::tailnet_of;
 use steps::{Applied, Case, Known, Step};
-pub(super) use steps::{ports, tailnet_of};
 use tokio::{sync::watch, time::Instant};
 
 /// How egresses are made and removed.
@@ -55,7 +51,7 @@ pub struct EgressSettings {
 /// Works on the egresses of a [`World`], one after the other: they are few.
 #[expect(missing_debug_implementations, reason = "kube's Client has none")]
 pub struct Egresses {
-    client: Client,
+    objects: Objects,
     settings: EgressSettings,
     clients: Arc<Clients>,
     events: Events,
@@ -69,8 +65,25 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// What the client of a tailnet is known by among those of classes, whose names have no colon.
-pub(super) fn client_name(tailnet: &str) -> String {
+fn client_name(tailnet: &str) -> String {
     format!("tailnet:{tailnet}")
+}
+
+/// A client for the tailnet that an object goes through, and what its nodes are to be.
+///
+/// # Errors
+/// What is wrong with the object, the tailnet or its credentials.
+pub(super) fn client_of(
+    object: &TailscaleEndpoints,
+    world: &World,
+    defaults: &Defaults,
+    clients: &Clients,
+) -> Result<(ApiClient, Parameters), String> {
+    let tailnet = tailnet_of(object, world)?;
+    let parameters = tailnet_parameters(&tailnet, world, defaults)?;
+    let client = clients.client(&client_name(&tailnet), &parameters);
+    let client = client.map_err(|error| format!("TailscaleTailnet {tailnet}: {error}"))?;
+    Ok((client, parameters))
 }
 
 // === impl Egresses ===
@@ -84,7 +97,7 @@ impl Egresses {
         metrics: Metrics,
     ) -> Self {
         Self {
-            client,
+            objects: Objects::new(client, &settings.site.namespace),
             settings,
             clients,
             events,
@@ -215,17 +228,7 @@ impl Egresses {
     ) -> Result<Option<Applied>, Failure> {
         match step {
             Step::Apply(input) => {
-                let mut generation = None;
-                for made in input.objects() {
-                    let api = self.api(&made.resource);
-                    let parameters = PatchParams::apply(FIELD_MANAGER).force();
-                    let applied = api
-                        .patch(&made.name, &parameters, &Patch::Apply(&made.object))
-                        .await;
-                    let applied =
-                        applied.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
-                    generation = applied.metadata.generation;
-                }
+                let generation = self.objects.apply(&input).await?;
                 Ok(Some(Applied {
                     input: *input,
                     generation,
@@ -233,14 +236,16 @@ impl Egresses {
                 }))
             }
             Step::Record { secret, node_ids } => {
-                self.record(&secret, &node_ids).await?;
+                let [.., secrets] = kinds();
+                self.objects.record(&secrets, &secret, &node_ids).await?;
                 tracing::info!(endpoints = %name, node_ids, "the egress has a node");
                 Ok(None)
             }
             Step::Shrink { secrets, tailnet } => {
+                let [.., kind] = kinds();
                 for (secret, node_ids) in secrets {
-                    self.remove_nodes(world, &tailnet, &node_ids).await?;
-                    self.delete_secret(&secret).await?;
+                    self.remove_nodes(name, world, &tailnet, &node_ids).await?;
+                    self.objects.delete(&kind, &secret).await?;
                 }
                 Ok(None)
             }
@@ -249,26 +254,6 @@ impl Egresses {
                 Ok(None)
             }
         }
-    }
-
-    fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
-        let namespace = &self.settings.site.namespace;
-        Api::namespaced_with(self.client.clone(), namespace, resource)
-    }
-
-    /// Under a manager of its own, so that applying the Secret leaves it alone.
-    async fn record(&self, secret: &str, node_ids: &str) -> Result<(), Failure> {
-        let [.., secrets] = kinds();
-        let patch = json!({ "metadata": { "annotations": { labels::NODE_IDS: node_ids } } });
-        let parameters = PatchParams {
-            field_manager: Some("tailway-controller-nodes".into()),
-            ..PatchParams::default()
-        };
-        self.api(&secrets)
-            .patch_metadata(secret, &parameters, &Patch::Merge(patch))
-            .await
-            .map(drop)
-            .map_err(|error| failed("Secret", secret, error))
     }
 
     /// Removes the pods, then their nodes, then the rest. It can be called again at any point.
@@ -280,14 +265,8 @@ impl Egresses {
         since: jiff::Timestamp,
     ) -> Result<(), Failure> {
         let set_name = workload_name(&subject(name));
-        let [sets, ..] = kinds();
-        let deleted = self
-            .api(&sets)
-            .delete(&set_name, &DeleteParams::background())
-            .await;
-        let deleted =
-            unless_gone(deleted).map_err(|error| failed("StatefulSet", &set_name, error))?;
-        if deleted.is_some() || !workload.pods.is_empty() {
+        let [sets, .., secrets] = kinds();
+        if self.objects.delete(&sets, &set_name).await? || !workload.pods.is_empty() {
             return Ok(());
         }
         let nodes = workload
@@ -296,7 +275,7 @@ impl Egresses {
             .flat_map(|secret| secret.node_ids());
         let nodes: BTreeSet<String> = nodes.collect();
         let tailnet = workload.tailnet().unwrap_or_default();
-        if let Err(error) = self.remove_nodes(world, &tailnet, &nodes).await {
+        if let Err(error) = self.remove_nodes(name, world, &tailnet, &nodes).await {
             let waited = jiff::Timestamp::now().duration_since(since);
             if waited.unsigned_abs() < self.settings.removal_patience {
                 return Err(error.into());
@@ -304,38 +283,22 @@ impl Egresses {
             self.tell_left_behind(name, world, &tailnet, &nodes, &error)
                 .await;
         }
-        for resource in kinds() {
-            if resource.kind == "Secret" {
-                continue;
-            }
+        // Secrets last, as they say which nodes there were.
+        let others = kinds().into_iter().filter(|kind| kind.kind != secrets.kind);
+        for resource in others {
             let object = object_name(&resource.kind, &set_name);
-            let deleted = self
-                .api(&resource)
-                .delete(&object, &DeleteParams::background())
-                .await;
-            unless_gone(deleted).map_err(|error| failed(&resource.kind, &object, error))?;
+            self.objects.delete(&resource, &object).await?;
         }
-        // Last, as they say which nodes there were.
         for secret in workload.secrets.keys() {
-            self.delete_secret(secret).await?;
+            self.objects.delete(&secrets, secret).await?;
         }
         tracing::info!(endpoints = %name, "the egress is removed");
         Ok(())
     }
 
-    async fn delete_secret(&self, name: &str) -> Result<(), Failure> {
-        let [.., secrets] = kinds();
-        let deleted = self
-            .api(&secrets)
-            .delete(name, &DeleteParams::background())
-            .await;
-        unless_gone(deleted)
-            .map(drop)
-            .map_err(|error| failed("Secret", name, error))
-    }
-
     async fn remove_nodes(
         &self,
+        name: &ObjectName,
         world: &World,
         tailnet: &str,
         node_ids: &BTreeSet<String>,
@@ -343,33 +306,22 @@ impl Egresses {
         if node_ids.is_empty() {
             return Ok(());
         }
-        let (client, tags) = self.client_of(world, tailnet)?;
+        let (client, tags) = self.last_client_of(world, tailnet)?;
         for id in node_ids {
-            let Some(device) = client.device(id).await? else {
-                continue;
-            };
-            if !tags.is_empty() && !device.tags.iter().any(|tag| tags.contains(tag)) {
-                tracing::warn!(
-                    device = device.name,
-                    "the device has other tags than the TailscaleTailnet gives: it is left alone"
-                );
-                continue;
-            }
-            client.delete_device(id).await?;
-            tracing::info!(device = device.name, "device removed from the tailnet");
+            remove_device(&client, id, &tags, name).await?;
         }
         Ok(())
     }
 
     /// With the tags that its nodes have.
-    fn client_of(
+    /// Also of one whose credentials are gone, as long as they are remembered.
+    fn last_client_of(
         &self,
         world: &World,
         tailnet: &str,
     ) -> Result<(ApiClient, Vec<String>), ApiError> {
         let name = client_name(tailnet);
-        let parameters =
-            super::parameters::tailnet_parameters(tailnet, world, &self.settings.defaults);
+        let parameters = tailnet_parameters(tailnet, world, &self.settings.defaults);
         match parameters {
             Ok(parameters) => {
                 let client = self.clients.client(&name, &parameters)?;
@@ -409,10 +361,8 @@ impl Egresses {
     }
 }
 
-/// The pods of each egress by their Secrets: how many there are, by ordinal.
+/// The number of the pod whose state a Secret holds.
 fn ordinal(secret: &str) -> Option<u16> {
     let pod = secret.strip_suffix("-state")?;
     pod.rsplit_once('-')?.1.parse().ok()
 }
-
-type ByName<T> = BTreeMap<String, T>;

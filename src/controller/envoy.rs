@@ -61,13 +61,15 @@ impl Envoy {
     }
 
     pub async fn run(mut self, mut worlds: watch::Receiver<Arc<World>>) -> Infallible {
+        let (mut before, mut settled) = (Arc::<World>::default(), true);
         loop {
             let world = worlds.borrow_and_update().clone();
-            let settled = !world.listed || {
+            if world.listed && !(settled && is_same(&world, &before)) {
                 let desired = desired(&world);
                 let stale = stale_gateways(&world, &desired);
-                self.settle(writes(&world, desired)).await & self.refresh(stale).await
-            };
+                settled = self.settle(writes(&world, desired)).await & self.refresh(stale).await;
+                before = world;
+            }
             tokio::select! {
                 changed = worlds.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
@@ -180,6 +182,21 @@ impl Envoy {
         }
         result.is_ok()
     }
+}
+
+/// Whether nothing changed that the objects, or what is to be written of them, depend on. The ports of
+/// an egress follow from its TailscaleEndpoints.
+fn is_same(world: &World, before: &World) -> bool {
+    let (now, then) = (&world.outcome, &before.outcome);
+    let (subjects, old) = (&world.subjects, &before.subjects);
+    world.listed == before.listed
+        && now.health.is_same(&then.health)
+        && now.egress_routes.is_same(&then.egress_routes)
+        && subjects.endpoints.is_same(&old.endpoints)
+        && subjects.readings.is_same(&old.readings)
+        && subjects.gateways.is_same(&old.gateways)
+        && subjects.egress_sets.is_same(&old.egress_sets)
+        && subjects.backends.is_same(&old.backends)
 }
 
 /// The Gateways that ask to be told of new routes and have not been, with the revision of those.

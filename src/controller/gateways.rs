@@ -3,26 +3,21 @@
 use super::{
     classes::{Clients, jitter},
     events::Events,
-    labels,
+    objects::Objects,
     owned::Owned,
     parameters::Defaults,
     removal::Removed,
-    requests::{set_finalizer, unless_gone},
+    requests::set_finalizer,
     schedule::{Schedule, until},
     steps::{Applied, Case, Known, Step, has_finalizer},
-    workload::{Site, WorkloadInput, kinds},
+    workload::{Site, kinds},
     world::World,
-    writer::FIELD_MANAGER,
 };
 use crate::{
     api::gateway_api::gateways::Gateway, metrics::Metrics, model::ObjectName,
     tailnet::api::ApiError,
 };
-use kube::{
-    Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy},
-};
-use serde_json::json;
+use kube::{Api, Client};
 use std::{
     collections::{BTreeSet, HashMap},
     convert::Infallible,
@@ -88,6 +83,7 @@ pub struct Gateways {
 
 pub(super) struct Shared {
     pub(super) client: Client,
+    pub(super) objects: Objects,
     pub(super) settings: GatewaysSettings,
     pub(super) clients: Arc<Clients>,
     pub(super) events: Events,
@@ -114,6 +110,7 @@ impl Gateways {
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
+                objects: Objects::new(client.clone(), &settings.site.namespace),
                 client,
                 settings,
                 clients,
@@ -327,7 +324,7 @@ impl Shared {
                 if let Some(gateway) = gateway {
                     self.keep_finalizer(name, gateway, true).await?;
                 }
-                let generation = self.apply(&input).await?;
+                let generation = self.objects.apply(&input).await?;
                 Ok(Done::Applied(Box::new(Applied {
                     input: *input,
                     generation,
@@ -335,7 +332,8 @@ impl Shared {
                 })))
             }
             Step::Stop(set) => {
-                self.delete_set(&set).await?;
+                let [sets, ..] = kinds();
+                self.objects.delete(&sets, &set).await?;
                 tracing::info!(gateway = %name, "it cannot be served: its pod ends");
                 Ok(Done::Stopped)
             }
@@ -354,8 +352,8 @@ impl Shared {
                 node_ids,
             } => {
                 let [sets, .., secrets] = kinds();
-                self.record(&sets, &set, &node_ids).await?;
-                self.record(&secrets, &secret, &node_ids).await?;
+                self.objects.record(&sets, &set, &node_ids).await?;
+                self.objects.record(&secrets, &secret, &node_ids).await?;
                 tracing::info!(gateway = %name, node_ids, "it has a node");
                 self.revoke_used_keys(name, gateway).await;
                 Ok(Done::Recorded)
@@ -373,60 +371,6 @@ impl Shared {
         }
     }
 
-    /// Applies all objects; the generation of the StatefulSet.
-    async fn apply(&self, input: &WorkloadInput) -> Result<Option<i64>, Failure> {
-        let parameters = PatchParams::apply(FIELD_MANAGER).force();
-        let mut generation = None;
-        for made in input.objects() {
-            let api: Api<DynamicObject> = Api::namespaced_with(
-                self.client.clone(),
-                &self.settings.site.namespace,
-                &made.resource,
-            );
-            let patch = Patch::Apply(&made.object);
-            let mut applied = api.patch(&made.name, &parameters, &patch).await;
-            if made.resource.kind == "StatefulSet" && is_immutable(&applied) {
-                // Its pod goes on, and the new one takes it over.
-                let orphan = DeleteParams {
-                    propagation_policy: Some(PropagationPolicy::Orphan),
-                    ..DeleteParams::default()
-                };
-                let deleted = api.delete(&made.name, &orphan).await;
-                deleted.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
-                applied = api.patch(&made.name, &parameters, &patch).await;
-            }
-            let applied =
-                applied.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
-            generation = applied.metadata.generation;
-        }
-        Ok(generation)
-    }
-
-    /// Whether there was one.
-    pub(super) async fn delete_set(&self, name: &str) -> Result<bool, Failure> {
-        let [sets, ..] = kinds();
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.settings.site.namespace, &sets);
-        let deleted = api.delete(name, &DeleteParams::background()).await;
-        let deleted = unless_gone(deleted).map_err(|error| failed("StatefulSet", name, error))?;
-        Ok(deleted.is_some())
-    }
-
-    /// Under a manager of its own, so that applying the StatefulSet leaves it alone.
-    async fn record(&self, resource: &ApiResource, name: &str, ids: &str) -> Result<(), Failure> {
-        let api: Api<DynamicObject> =
-            Api::namespaced_with(self.client.clone(), &self.settings.site.namespace, resource);
-        let patch = json!({ "metadata": { "annotations": { labels::NODE_IDS: ids } } });
-        let parameters = PatchParams {
-            field_manager: Some("tailway-controller-nodes".into()),
-            ..PatchParams::default()
-        };
-        api.patch_metadata(name, &parameters, &Patch::Merge(patch))
-            .await
-            .map(drop)
-            .map_err(|error| failed(&resource.kind, name, error))
-    }
-
     async fn keep_finalizer(
         &self,
         name: &ObjectName,
@@ -441,19 +385,6 @@ impl Shared {
             Err(error) => Err(failed("Gateway", &name.to_string(), error)),
         }
     }
-}
-
-/// Whether a field was to change that cannot: another version of tailway made it. Other refusals
-/// have causes of their own, such as a value in the class that Kubernetes does not take.
-fn is_immutable<K>(applied: &kube::Result<K>) -> bool {
-    let Err(kube::Error::Api(status)) = applied else {
-        return false;
-    };
-    let causes = status.details.iter().flat_map(|details| &details.causes);
-    let causes: Vec<_> = causes
-        .map(|cause| (cause.field.as_str(), cause.reason.as_str()))
-        .collect();
-    status.code == 422 && causes == [("spec", "FieldValueForbidden")]
 }
 
 pub(super) fn failed(kind: &str, name: &str, error: kube::Error) -> Failure {

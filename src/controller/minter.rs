@@ -2,9 +2,9 @@
 
 use super::{
     classes::Clients,
-    egress::{client_name, tailnet_of},
+    egress::client_of,
     names::key_description,
-    parameters::{Defaults, Parameters, parameters, tailnet_parameters},
+    parameters::{Defaults, Parameters, parameters},
     world::World,
 };
 use crate::{
@@ -76,13 +76,7 @@ impl Minter {
             .get(name)
             .filter(|object| object.metadata.deletion_timestamp.is_none())
             .ok_or_else(|| format!("there is no TailscaleEndpoints {name}"))?;
-        let tailnet = tailnet_of(object, world)?;
-        let parameters = tailnet_parameters(&tailnet, world, &self.defaults)?;
-        let client = self
-            .clients
-            .client(&client_name(&tailnet), &parameters)
-            .map_err(|error| format!("TailscaleTailnet {tailnet}: {error}"))?;
-        Ok((client, parameters))
+        client_of(object, world, &self.defaults, &self.clients)
     }
 
     fn of_gateway(

@@ -21,6 +21,7 @@ mod inquiry;
 mod labels;
 mod minter;
 mod names;
+mod objects;
 mod owned;
 mod parameters;
 mod removal;

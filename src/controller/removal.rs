@@ -18,9 +18,9 @@ use crate::{
 use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, DynamicObject, ListParams},
+    api::{DeleteParams, ListParams},
 };
-use std::{collections::BTreeSet, sync::Arc};
+use std::sync::Arc;
 
 /// What is to be removed.
 #[derive(Clone, Debug)]
@@ -52,7 +52,8 @@ impl Shared {
     ) -> Result<Removed, Failure> {
         // The watch may lag behind what was made a moment ago, and nothing may be overlooked here.
         let workload = workload_name(&removal.gateway);
-        if self.delete_set(&workload).await? || self.delete_pods(&workload).await? {
+        let [sets, ..] = kinds();
+        if self.objects.delete(&sets, &workload).await? || self.delete_pods(&workload).await? {
             return Ok(Removed::Waiting);
         }
         let mut removal = removal.clone();
@@ -107,8 +108,10 @@ impl Shared {
             Err(_) if node_ids.is_empty() => return Ok(()),
             Err(error) => return Err(error),
         };
+        let tags = removal.parameters.iter().flat_map(|p| &p.tags);
+        let tags: Vec<_> = tags.cloned().collect();
         for id in &node_ids {
-            self.remove_device(removal, &client, id).await?;
+            remove_device(&client, id, &tags, &removal.gateway).await?;
         }
         revoke_keys(&removal.gateway, &client).await
     }
@@ -124,30 +127,6 @@ impl Shared {
                 "the credentials of GatewayClass {class} are gone"
             ))),
         }
-    }
-
-    /// A device is ours when it has the ID that our node had, and tags of its class.
-    async fn remove_device(
-        &self,
-        removal: &Removal,
-        client: &ApiClient,
-        id: &str,
-    ) -> Result<(), ApiError> {
-        let Some(device) = client.device(id).await? else {
-            return Ok(());
-        };
-        let tags: BTreeSet<_> = removal
-            .parameters
-            .iter()
-            .flat_map(|parameters| &parameters.tags)
-            .collect();
-        if !tags.is_empty() && !device.tags.iter().any(|tag| tags.contains(tag)) {
-            tracing::warn!(gateway = %removal.gateway, device = device.name, "the device has other tags than the GatewayClass gives: it is left alone");
-            return Ok(());
-        }
-        client.delete_device(id).await?;
-        tracing::info!(gateway = %removal.gateway, device = device.name, "device removed from the tailnet");
-        Ok(())
     }
 
     /// Revokes the keys of a node that has joined: what was not used is of no use any more.
@@ -199,13 +178,7 @@ impl Shared {
         let workload = workload_name(gateway);
         for resource in kinds() {
             let name = object_name(&resource.kind, &workload);
-            let api: Api<DynamicObject> = Api::namespaced_with(
-                self.client.clone(),
-                &self.settings.site.namespace,
-                &resource,
-            );
-            let deleted = api.delete(&name, &DeleteParams::background()).await;
-            unless_gone(deleted).map_err(|error| failed(&resource.kind, &name, error))?;
+            self.objects.delete(&resource, &name).await?;
         }
         Ok(())
     }
@@ -238,6 +211,26 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Removes a node of a workload. A device is ours when it has the ID that our node had, and tags that
+/// such nodes are given; where these are not known, by its ID alone.
+pub(super) async fn remove_device(
+    client: &ApiClient,
+    id: &str,
+    tags: &[String],
+    of: &ObjectName,
+) -> Result<(), ApiError> {
+    let Some(device) = client.device(id).await? else {
+        return Ok(());
+    };
+    if !tags.is_empty() && !device.tags.iter().any(|tag| tags.contains(tag)) {
+        tracing::warn!(%of, device = device.name, "the device has other tags than its nodes are given: it is left alone");
+        return Ok(());
+    }
+    client.delete_device(id).await?;
+    tracing::info!(%of, device = device.name, "device removed from the tailnet");
+    Ok(())
 }
 
 /// Keys are known by their description.

@@ -5,7 +5,7 @@ use super::{
     names::{label_value, workload_name},
 };
 use crate::{
-    api::tailnets::ProxySettings,
+    api::{quantity, tailnets::ProxySettings},
     discovery::AUDIENCE,
     index::egress,
     model::{ObjectName, Transport},
@@ -555,7 +555,7 @@ fn resources(given: Option<&ResourceRequirements>) -> ResourceRequirements {
 
 fn memory_limit(resources: &ResourceRequirements) -> Option<u64> {
     let Quantity(text) = resources.limits.as_ref()?.get("memory")?;
-    bytes(text)
+    quantity::bytes(text)
 }
 
 /// Whole cores, rounded up.
@@ -566,21 +566,4 @@ fn cpu_limit(resources: &ResourceRequirements) -> Option<u64> {
         None => text.parse::<u64>().ok()?.checked_mul(1000)?,
     };
     Some(millis.div_ceil(1000).max(1))
-}
-
-/// A Kubernetes quantity of bytes; `None` for forms that nobody writes for memory.
-fn bytes(text: &str) -> Option<u64> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let factor: u64 = match unit {
-        "" => 1,
-        "k" => 1_000,
-        "M" => 1_000_000,
-        "G" => 1_000_000_000,
-        "Ki" => 1 << 10,
-        "Mi" => 1 << 20,
-        "Gi" => 1 << 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(factor)
 }

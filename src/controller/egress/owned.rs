@@ -1,6 +1,6 @@
 //! What there is of each egress, and what its nodes say.
 
-use super::{ByName, ordinal};
+use super::ordinal;
 use crate::{
     controller::{
         labels::{
@@ -51,8 +51,9 @@ pub struct EgressOwned {
 pub struct Workload {
     pub set: Option<Set>,
     pub replicas: i32,
-    pub pods: ByName<PodState>,
-    pub secrets: ByName<StateSecret>,
+    /// By name.
+    pub pods: BTreeMap<String, PodState>,
+    pub secrets: BTreeMap<String, StateSecret>,
 }
 
 /// Watches what was made for egresses, publishes it and tells the index what their nodes say.

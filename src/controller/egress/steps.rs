@@ -234,7 +234,7 @@ fn replicas(pods: &EgressPods) -> u16 {
 }
 
 /// Where the endpoints are reached, by name.
-pub(in crate::controller) fn ports(snapshot: &Snapshot) -> Vec<EgressPort> {
+fn ports(snapshot: &Snapshot) -> Vec<EgressPort> {
     let tcp = snapshot.ports.iter().flat_map(|(number, port)| {
         let names = port.listener_names().into_iter();
         names.map(|name| (name.to_owned(), *number, Transport::Tcp))

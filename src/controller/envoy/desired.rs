@@ -11,7 +11,6 @@ use crate::{
         },
     },
     controller::{
-        egress::ports,
         labels::{MANAGED_BY, MANAGER},
         names::workload_name,
         world::World,
@@ -20,7 +19,7 @@ use crate::{
         EndpointName, Key, Kind, RoutedEndpoint, egress,
         endpoints::{Place, Reading},
     },
-    model::{self, Health, ObjectName, Probe, Trust},
+    model::{self, Health, ObjectName, Port, Probe, Transport, Trust},
 };
 use aws_lc_rs::digest;
 use kube::{Resource, ResourceExt};
@@ -58,10 +57,19 @@ pub(super) fn service_address(
     }
     let subject = egress::subject(source);
     let snapshot = world.outcome.snapshots.get(&subject)?;
-    let mut ports = ports(snapshot).into_iter();
-    let port = ports.find(|port| port.name == place.name)?;
+    let number = match place.transport() {
+        Transport::Tcp => {
+            let is_its =
+                |port: &Port| matches!(port, Port::Tcp(listener) if listener.name == place.name);
+            *snapshot.ports.iter().find(|(_, port)| is_its(port))?.0
+        }
+        Transport::Udp => {
+            let mut ports = snapshot.udp_ports.iter();
+            *ports.find(|(_, listener)| listener.name == place.name)?.0
+        }
+    };
     let host = format!("{}.{}", workload_name(&subject), world.egress_domain);
-    Some((host, port.number))
+    Some((host, number))
 }
 
 /// The TailscaleBackend of an endpoint is called so.

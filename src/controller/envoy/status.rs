@@ -123,30 +123,38 @@ fn refusals(world: &World, name: &ObjectName) -> Vec<String> {
     let grpc = grpc.flat_map(|route| grpc_rules(subjects, route));
     http.chain(grpc)
         .filter(|rule| rule.count > 1 && rule.backends.contains(name))
-        .map(|rule| rule.place)
+        .map(|rule| format!("rule {} of {} {}", rule.at, rule.kind, rule.route))
         .collect()
 }
 
 /// A rule with TailscaleBackends.
 struct Rule {
-    /// As messages call it.
-    place: String,
+    at: usize,
+    kind: Kind,
+    route: ObjectName,
     backends: Vec<ObjectName>,
     /// How many backends it has, of all kinds.
     count: usize,
 }
+
+/// Group, kind, namespace and name of a backendRef.
+type Reference<'a> = (
+    &'a Option<String>,
+    &'a Option<String>,
+    &'a Option<String>,
+    &'a String,
+);
 
 fn http_rules(subjects: &Subjects, route: &ObjectName) -> Vec<Rule> {
     let object = subjects.http_routes.get(route);
     let rules = object
         .into_iter()
         .flat_map(|o| o.spec.rules.iter().flatten());
-    let rules = rules.enumerate().filter_map(|(at, rule)| {
+    let rules = rules.map(|rule| {
         let refs = rule.backend_refs.iter().flatten();
-        let refs = refs.map(|r| (&r.group, &r.kind, &r.namespace, &r.name));
-        Rule::of(format!("rule {at} of HTTPRoute {route}"), refs, route)
+        refs.map(|r| (&r.group, &r.kind, &r.namespace, &r.name))
     });
-    rules.collect()
+    rules_of(Kind::HttpRoute, route, rules)
 }
 
 fn grpc_rules(subjects: &Subjects, route: &ObjectName) -> Vec<Rule> {
@@ -154,29 +162,20 @@ fn grpc_rules(subjects: &Subjects, route: &ObjectName) -> Vec<Rule> {
     let rules = object
         .into_iter()
         .flat_map(|o| o.spec.rules.iter().flatten());
-    let rules = rules.enumerate().filter_map(|(at, rule)| {
+    let rules = rules.map(|rule| {
         let refs = rule.backend_refs.iter().flatten();
-        let refs = refs.map(|r| (&r.group, &r.kind, &r.namespace, &r.name));
-        Rule::of(format!("rule {at} of GRPCRoute {route}"), refs, route)
+        refs.map(|r| (&r.group, &r.kind, &r.namespace, &r.name))
     });
-    rules.collect()
+    rules_of(Kind::GrpcRoute, route, rules)
 }
 
-impl Rule {
-    /// `references`: group, kind, namespace and name of each backendRef. `None`: no
-    /// TailscaleBackend is among them.
-    fn of<'a>(
-        place: String,
-        references: impl Iterator<
-            Item = (
-                &'a Option<String>,
-                &'a Option<String>,
-                &'a Option<String>,
-                &'a String,
-            ),
-        >,
-        route: &ObjectName,
-    ) -> Option<Self> {
+/// Those among the rules of a route that have TailscaleBackends.
+fn rules_of<'a, R: Iterator<Item = Reference<'a>>>(
+    kind: Kind,
+    route: &ObjectName,
+    rules: impl Iterator<Item = R>,
+) -> Vec<Rule> {
+    let rules = rules.enumerate().map(|(at, references)| {
         let (mut backends, mut count) = (Vec::new(), 0);
         for (group, kind, namespace, name) in references {
             count += 1;
@@ -187,12 +186,18 @@ impl Rule {
                 backends.push(ObjectName::new(namespace, name));
             }
         }
-        (!backends.is_empty()).then_some(Self {
-            place,
+        (at, backends, count)
+    });
+    let with_backends = rules.filter(|(_, backends, _)| !backends.is_empty());
+    with_backends
+        .map(|(at, backends, count)| Rule {
+            at,
+            kind,
+            route: route.clone(),
             backends,
             count,
         })
-    }
+        .collect()
 }
 
 /// A TailscaleEndpoints in its world.

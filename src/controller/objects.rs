@@ -1,0 +1,101 @@
+//! What is made in the namespace of tailway: applied, marked and deleted, whoever it is for.
+
+use super::{
+    gateways::{Failure, failed},
+    labels,
+    requests::unless_gone,
+    workload::WorkloadInput,
+    writer::FIELD_MANAGER,
+};
+use kube::{
+    Api, Client,
+    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy},
+};
+use serde_json::json;
+
+/// The objects of that namespace.
+pub(super) struct Objects {
+    client: Client,
+    namespace: String,
+}
+
+// === impl Objects ===
+
+impl Objects {
+    pub(super) fn new(client: Client, namespace: &str) -> Self {
+        Self {
+            client,
+            namespace: namespace.into(),
+        }
+    }
+
+    fn api(&self, resource: &ApiResource) -> Api<DynamicObject> {
+        Api::namespaced_with(self.client.clone(), &self.namespace, resource)
+    }
+
+    /// Applies all objects of a workload; the generation of its StatefulSet.
+    pub(super) async fn apply(&self, input: &WorkloadInput) -> Result<Option<i64>, Failure> {
+        let parameters = PatchParams::apply(FIELD_MANAGER).force();
+        let mut generation = None;
+        for made in input.objects() {
+            let api = self.api(&made.resource);
+            let patch = Patch::Apply(&made.object);
+            let mut applied = api.patch(&made.name, &parameters, &patch).await;
+            if made.resource.kind == "StatefulSet" && is_immutable(&applied) {
+                // Its pods go on, and the new one takes them over.
+                let orphan = DeleteParams {
+                    propagation_policy: Some(PropagationPolicy::Orphan),
+                    ..DeleteParams::default()
+                };
+                let deleted = api.delete(&made.name, &orphan).await;
+                deleted.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+                applied = api.patch(&made.name, &parameters, &patch).await;
+            }
+            let applied =
+                applied.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+            generation = applied.metadata.generation;
+        }
+        Ok(generation)
+    }
+
+    /// Whether there was one.
+    pub(super) async fn delete(&self, resource: &ApiResource, name: &str) -> Result<bool, Failure> {
+        let api = self.api(resource);
+        let deleted = api.delete(name, &DeleteParams::background()).await;
+        let deleted = unless_gone(deleted).map_err(|error| failed(&resource.kind, name, error))?;
+        Ok(deleted.is_some())
+    }
+
+    /// Writes down the nodes that there were. Under a manager of its own, so that applying the
+    /// object leaves it alone.
+    pub(super) async fn record(
+        &self,
+        resource: &ApiResource,
+        name: &str,
+        node_ids: &str,
+    ) -> Result<(), Failure> {
+        let patch = json!({ "metadata": { "annotations": { labels::NODE_IDS: node_ids } } });
+        let parameters = PatchParams {
+            field_manager: Some("tailway-controller-nodes".into()),
+            ..PatchParams::default()
+        };
+        self.api(resource)
+            .patch_metadata(name, &parameters, &Patch::Merge(patch))
+            .await
+            .map(drop)
+            .map_err(|error| failed(&resource.kind, name, error))
+    }
+}
+
+/// Whether a field was to change that cannot: another version of tailway made it. Other refusals
+/// have causes of their own, such as a value in the class that Kubernetes does not take.
+fn is_immutable<K>(applied: &kube::Result<K>) -> bool {
+    let Err(kube::Error::Api(status)) = applied else {
+        return false;
+    };
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    let causes: Vec<_> = causes
+        .map(|cause| (cause.field.as_str(), cause.reason.as_str()))
+        .collect();
+    status.code == 422 && causes == [("spec", "FieldValueForbidden")]
+}
