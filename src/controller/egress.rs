@@ -12,15 +12,16 @@ use super::{
     gateways::Failure,
     names::workload_name,
     objects::Objects,
+    owned::StateSecret,
     parameters::{Defaults, Parameters, tailnet_parameters},
-    removal::remove_device,
+    removal::{remove_device, revoke_keys},
     schedule::{Schedule, until},
     workload::{Site, kinds, object_name},
     world::World,
 };
 use crate::{
     api::endpoints::TailscaleEndpoints,
-    index::egress::subject,
+    index::egress::{replica, subject},
     metrics::Metrics,
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
@@ -28,7 +29,7 @@ use crate::{
 use kube::Client;
 use owned::Workload;
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     convert::Infallible,
     sync::Arc,
     time::Duration,
@@ -212,6 +213,10 @@ impl Egresses {
             }
             Err(failure) => {
                 let wait = (FIRST_RETRY * 2u32.saturating_pow(known.failures)).min(LAST_RETRY);
+                let wait = match &failure {
+                    Failure::Api(error) => error.retry_after().unwrap_or(wait),
+                    _ => wait,
+                };
                 tracing::warn!(endpoints = %name, error = %failure, retry_in = ?wait, "the egress is not as it should be");
                 known.failures = known.failures.saturating_add(1);
                 known.retry_at = Some(Instant::now() + wait);
@@ -241,11 +246,11 @@ impl Egresses {
                 tracing::info!(endpoints = %name, node_ids, "the egress has a node");
                 Ok(None)
             }
-            Step::Shrink { secrets, tailnet } => {
-                let [.., kind] = kinds();
-                for (secret, node_ids) in secrets {
-                    self.remove_nodes(name, world, &tailnet, &node_ids).await?;
-                    self.objects.delete(&kind, &secret).await?;
+            Step::Shrink { states, tailnet } => {
+                let [.., secrets] = kinds();
+                self.remove_nodes(name, world, &tailnet, &states).await?;
+                for secret in states.keys() {
+                    self.objects.delete(&secrets, secret).await?;
                 }
                 Ok(None)
             }
@@ -264,23 +269,25 @@ impl Egresses {
         workload: &Workload,
         since: jiff::Timestamp,
     ) -> Result<(), Failure> {
+        // The watch may lag behind what was made a moment ago, and nothing may be overlooked here.
         let set_name = workload_name(&subject(name));
         let [sets, .., secrets] = kinds();
-        if self.objects.delete(&sets, &set_name).await? || !workload.pods.is_empty() {
+        if self.objects.delete(&sets, &set_name).await? || self.objects.end_pods(&set_name).await? {
             return Ok(());
         }
-        let nodes = workload
+        let mut workload = workload.clone();
+        workload
             .secrets
-            .values()
-            .flat_map(|secret| secret.node_ids());
-        let nodes: BTreeSet<String> = nodes.collect();
+            .append(&mut self.objects.states(&set_name).await?);
         let tailnet = workload.tailnet().unwrap_or_default();
-        if let Err(error) = self.remove_nodes(name, world, &tailnet, &nodes).await {
+        let removed = self.remove_nodes(name, world, &tailnet, &workload.secrets);
+        if let Err(error) = removed.await {
             let waited = jiff::Timestamp::now().duration_since(since);
             if waited.unsigned_abs() < self.settings.removal_patience {
                 return Err(error.into());
             }
-            self.tell_left_behind(name, world, &tailnet, &nodes, &error)
+            let nodes = workload.secrets.values().flat_map(StateSecret::node_ids);
+            self.tell_left_behind(name, world, &tailnet, nodes, &error)
                 .await;
         }
         // Secrets last, as they say which nodes there were.
@@ -296,25 +303,33 @@ impl Egresses {
         Ok(())
     }
 
+    /// Removes the nodes of pods that are gone, and keys that these did not use.
     async fn remove_nodes(
         &self,
         name: &ObjectName,
         world: &World,
         tailnet: &str,
-        node_ids: &BTreeSet<String>,
+        states: &BTreeMap<String, StateSecret>,
     ) -> Result<(), ApiError> {
-        if node_ids.is_empty() {
-            return Ok(());
-        }
-        let (client, tags) = self.last_client_of(world, tailnet)?;
-        for id in node_ids {
+        let ids: BTreeSet<_> = states.values().flat_map(StateSecret::node_ids).collect();
+        let (client, tags) = match self.last_client_of(world, tailnet) {
+            Ok(client) => client,
+            // Nothing has been made with credentials that never were.
+            Err(_) if ids.is_empty() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for id in &ids {
             remove_device(&client, id, &tags, name).await?;
         }
-        Ok(())
+        let ordinals = states.keys().filter_map(|secret| ordinal(secret));
+        let nodes: Vec<_> = ordinals
+            .map(|number| replica(name, number.into()))
+            .collect();
+        revoke_keys(&client, &nodes).await
     }
 
-    /// With the tags that its nodes have.
-    /// Also of one whose credentials are gone, as long as they are remembered.
+    /// A client for a tailnet, also when its credentials are gone but remembered, and the tags that
+    /// its nodes have.
     fn last_client_of(
         &self,
         world: &World,
@@ -339,10 +354,10 @@ impl Egresses {
         name: &ObjectName,
         world: &World,
         tailnet: &str,
-        nodes: &BTreeSet<String>,
+        nodes: impl Iterator<Item = String>,
         error: &ApiError,
     ) {
-        let nodes: Vec<_> = nodes.iter().map(String::as_str).collect();
+        let nodes: Vec<_> = nodes.collect();
         let note = format!(
             "nodes of the egress of {name} (IDs {}) stay in the tailnet, as they could not be removed in time: {error}; remove them in the admin console",
             nodes.join(", ")

@@ -7,6 +7,10 @@ use std::fmt::Write;
 /// ten characters, which together may not exceed 63.
 const LONGEST: usize = 52;
 
+/// Longest description of an auth key that the Tailscale API takes: of letters, digits, dashes and
+/// spaces.
+const DESCRIPTION: usize = 50;
+
 /// Digits of the hash that tells apart what would be called the same.
 const DIGITS: usize = 8;
 
@@ -69,14 +73,16 @@ pub(super) fn label_value(text: &str) -> String {
     }
 }
 
-/// How an auth key made for a Gateway is described; the Tailscale API takes 50 letters, digits,
-/// dashes and spaces.
-pub(super) fn key_description(gateway: &ObjectName) -> String {
-    format!("tailway {}", {
-        let mut name = workload_name(gateway);
-        name.truncate(50 - "tailway ".len());
-        name
-    })
+/// How an auth key made for a node is described: no two have the same.
+pub(super) fn key_description(subject: &ObjectName) -> String {
+    const START: &str = "tailway ";
+    let mut name = workload_name(subject);
+    // Cut off alone it could be that of another, whose keys would go with those of this one.
+    if START.len() + name.len() > DESCRIPTION {
+        name.truncate(DESCRIPTION - START.len() - DIGITS - 1);
+        name = format!("{name}-{}", hash(&subject.to_string()));
+    }
+    format!("{START}{name}")
 }
 
 fn is_label(text: &str) -> bool {
@@ -116,6 +122,21 @@ mod tests {
     fn a_description_is_one_that_the_api_takes() {
         let long = ObjectName::new("n".repeat(63), "g".repeat(253));
         assert!(key_description(&long).len() <= 50);
+        let short = ObjectName::new("default", "nginx");
+        assert_eq!(key_description(&short), "tailway nginx-default");
+    }
+
+    #[test]
+    fn no_two_nodes_share_the_description_of_their_keys() {
+        let long = |namespace: &str, end: &str| {
+            key_description(&ObjectName::new(namespace, "g".repeat(38) + end))
+        };
+        assert_ne!(long("team-one", ""), long("team-two", ""));
+        assert_ne!(long("default", "a"), long("default", "b"));
+        assert_ne!(long("shops1", ""), long("shops2", ""));
+        let endpoints = ObjectName::new("default", "e".repeat(60));
+        let pod = |ordinal| key_description(&egress::replica(&endpoints, ordinal));
+        assert_ne!(pod(0), pod(1));
     }
 
     proptest! {

@@ -2,16 +2,21 @@
 
 use super::{
     gateways::{Failure, failed},
-    labels,
+    labels::{MANAGED_BY, MANAGER, NODE_IDS},
+    owned::StateSecret,
     requests::unless_gone,
     workload::WorkloadInput,
     writer::FIELD_MANAGER,
 };
+use k8s_openapi::api::core::v1::{Pod, Secret};
 use kube::{
-    Api, Client,
-    api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, PropagationPolicy},
+    Api, Client, ResourceExt,
+    api::{
+        ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PropagationPolicy,
+    },
 };
 use serde_json::json;
+use std::collections::BTreeMap;
 
 /// The objects of that namespace.
 pub(super) struct Objects {
@@ -74,7 +79,7 @@ impl Objects {
         name: &str,
         node_ids: &str,
     ) -> Result<(), Failure> {
-        let patch = json!({ "metadata": { "annotations": { labels::NODE_IDS: node_ids } } });
+        let patch = json!({ "metadata": { "annotations": { NODE_IDS: node_ids } } });
         let parameters = PatchParams {
             field_manager: Some("tailway-controller-nodes".into()),
             ..PatchParams::default()
@@ -85,6 +90,45 @@ impl Objects {
             .map(drop)
             .map_err(|error| failed(&resource.kind, name, error))
     }
+}
+
+impl Objects {
+    /// Whether a workload has pods yet. Those that no StatefulSet takes along are ended.
+    pub(super) async fn end_pods(&self, workload: &str) -> Result<bool, Failure> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pods = api
+            .list_metadata(&of(workload))
+            .await
+            .map_err(|error| failed("Pod", workload, error))?;
+        for pod in &pods.items {
+            if pod.metadata.deletion_timestamp.is_some() || !pod.owner_references().is_empty() {
+                continue;
+            }
+            let name = pod.name_any();
+            let deleted = api.delete(&name, &DeleteParams::default()).await;
+            unless_gone(deleted).map_err(|error| failed("Pod", &name, error))?;
+        }
+        Ok(!pods.items.is_empty())
+    }
+
+    /// The states of a workload's nodes, by the names of their Secrets.
+    pub(super) async fn states(
+        &self,
+        workload: &str,
+    ) -> Result<BTreeMap<String, StateSecret>, Failure> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secrets = api.list(&of(workload)).await;
+        let secrets = secrets.map_err(|error| failed("Secret", workload, error))?;
+        let states = secrets.items.iter();
+        Ok(states
+            .map(|secret| (secret.name_any(), StateSecret::of(secret)))
+            .collect())
+    }
+}
+
+fn of(workload: &str) -> ListParams {
+    let labels = format!("app.kubernetes.io/instance={workload},{MANAGED_BY}={MANAGER}");
+    ListParams::default().labels(&labels)
 }
 
 /// Whether a field was to change that cannot: another version of tailway made it. Other refusals

@@ -2,12 +2,10 @@
 
 use super::{
     events::Weight,
-    gateways::{Failure, Shared, failed},
-    labels::{MANAGED_BY, MANAGER},
+    gateways::{Failure, Shared},
     names::{key_description, workload_name},
-    owned::{StateSecret, Workload},
+    owned::Workload,
     parameters::Parameters,
-    requests::unless_gone,
     workload::{kinds, object_name, state_secret},
 };
 use crate::{
@@ -15,12 +13,7 @@ use crate::{
     model::ObjectName,
     tailnet::api::{ApiClient, ApiError},
 };
-use k8s_openapi::api::core::v1::{Pod, Secret};
-use kube::{
-    Api, ResourceExt,
-    api::{DeleteParams, ListParams},
-};
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 /// What is to be removed.
 #[derive(Clone, Debug)]
@@ -53,11 +46,15 @@ impl Shared {
         // The watch may lag behind what was made a moment ago, and nothing may be overlooked here.
         let workload = workload_name(&removal.gateway);
         let [sets, ..] = kinds();
-        if self.objects.delete(&sets, &workload).await? || self.delete_pods(&workload).await? {
+        if self.objects.delete(&sets, &workload).await? || self.objects.end_pods(&workload).await? {
             return Ok(Removed::Waiting);
         }
         let mut removal = removal.clone();
-        removal.workload.secret = self.state_of(&workload).await?.or(removal.workload.secret);
+        let state = self.objects.states(&workload).await?;
+        let state = state
+            .into_iter()
+            .find(|(name, _)| *name == state_secret(&workload));
+        removal.workload.secret = state.map(|(_, state)| state).or(removal.workload.secret);
         let removal = &removal;
         if let Err(error) = self.remove_from_tailnet(removal).await {
             let waited = jiff::Timestamp::now().duration_since(removal.since);
@@ -69,35 +66,6 @@ impl Shared {
         self.remove_objects(&removal.gateway).await?;
         tracing::info!(gateway = %removal.gateway, "removed");
         Ok(Removed::All)
-    }
-
-    /// Whether there are pods yet. Those that no StatefulSet takes along are ended.
-    async fn delete_pods(&self, workload: &str) -> Result<bool, Failure> {
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.settings.site.namespace);
-        let labels = format!("app.kubernetes.io/instance={workload},{MANAGED_BY}={MANAGER}");
-        let pods = api
-            .list_metadata(&ListParams::default().labels(&labels))
-            .await
-            .map_err(|error| failed("Pod", workload, error))?;
-        for pod in &pods.items {
-            if pod.metadata.deletion_timestamp.is_some() || !pod.owner_references().is_empty() {
-                continue;
-            }
-            let name = pod.name_any();
-            let deleted = api.delete(&name, &DeleteParams::default()).await;
-            unless_gone(deleted).map_err(|error| failed("Pod", &name, error))?;
-        }
-        Ok(!pods.items.is_empty())
-    }
-
-    async fn state_of(&self, workload: &str) -> Result<Option<StateSecret>, Failure> {
-        let secrets: Api<Secret> =
-            Api::namespaced(self.client.clone(), &self.settings.site.namespace);
-        let name = state_secret(workload);
-        let secret = secrets.get_opt(&name).await;
-        secret
-            .map(|secret| secret.as_ref().map(StateSecret::of))
-            .map_err(|error| failed("Secret", &name, error))
     }
 
     async fn remove_from_tailnet(&self, removal: &Removal) -> Result<(), ApiError> {
@@ -113,7 +81,7 @@ impl Shared {
         for id in &node_ids {
             remove_device(&client, id, &tags, &removal.gateway).await?;
         }
-        revoke_keys(&removal.gateway, &client).await
+        revoke_keys(&client, [&removal.gateway]).await
     }
 
     fn client_for(&self, removal: &Removal) -> Result<ApiClient, ApiError> {
@@ -135,7 +103,7 @@ impl Shared {
         let Some((_, client)) = self.clients.last(class.unwrap_or_default()) else {
             return;
         };
-        if let Err(error) = revoke_keys(name, &client).await {
+        if let Err(error) = revoke_keys(&client, [name]).await {
             // They expire within minutes.
             tracing::warn!(gateway = %name, %error, "its auth keys could not be revoked");
         }
@@ -233,11 +201,15 @@ pub(super) async fn remove_device(
     Ok(())
 }
 
-/// Keys are known by their description.
-async fn revoke_keys(gateway: &ObjectName, client: &ApiClient) -> Result<(), ApiError> {
-    let description = key_description(gateway);
+/// Revokes the keys that were minted for these nodes and not used. They are known by their
+/// description.
+pub(super) async fn revoke_keys<'a>(
+    client: &ApiClient,
+    nodes: impl IntoIterator<Item = &'a ObjectName>,
+) -> Result<(), ApiError> {
+    let descriptions: BTreeSet<_> = nodes.into_iter().map(key_description).collect();
     for key in client.keys().await? {
-        if key.description == description {
+        if descriptions.contains(&key.description) {
             client.revoke_key(&key.id).await?;
         }
     }

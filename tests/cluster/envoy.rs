@@ -6,6 +6,7 @@ mod install;
 use super::{lab::PROBE, scene::Scene};
 use install::{EnvoyGateway, install};
 use serde_json::{Value, json};
+use tailway::{controller::workload_name, index::egress::replica, model::ObjectName};
 
 /// As the documentation prints it.
 const ENDPOINTS: &str = r#"apiVersion: gateway.tailscale.com/v1alpha1
@@ -45,7 +46,7 @@ fn web(name: &str, cluster_ip: Option<&str>) -> String {
     format!(
         "apiVersion: v1
 kind: Service
-metadata: {{name: {name}}}
+metadata: {{name: {name}, labels: {{app: {name}}}}}
 spec: {{{address}selector: {{app: {name}}}, ports: [{{port: 80, targetPort: 8080}}]}}
 ---
 apiVersion: v1
@@ -196,6 +197,20 @@ spec:
         left.is_empty().then_some(())
     })
     .await;
+    leave(&scene, "").await;
+}
+
+/// Removes what a test made for itself, and waits until nothing of ours is left.
+async fn leave(scene: &Scene, more: &str) {
+    let lab = scene.lab;
+    let ours = "tailscaleendpoints,gateways,httproutes,tcproutes";
+    lab.kubectl(["delete", ours, "--all"]).await;
+    lab.kubectl(["delete", "pods,services", "--selector=app", "--now"])
+        .await;
+    scene.nothing_left().await;
+    if !more.is_empty() {
+        lab.delete(more).await;
+    }
 }
 
 /// The versions of what the controller writes for Envoy Gateway, and of its statuses.
@@ -258,7 +273,7 @@ async fn what_changed_while_the_extension_was_away_is_served_when_it_is_back() {
         )
         .await;
     assert_eq!(programmed, "served by 1 Gateway of Envoy Gateway");
-    lab.delete(ENDPOINTS).await;
+    leave(&scene, "").await;
 }
 
 #[tokio::test]
@@ -348,6 +363,9 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
     lab.apply(&web("hidden", None)).await;
     gateway.page("/api/hidden/back", "hidden /back\n").await;
 
+    let name = replica(&ObjectName::new("default", "hidden"), 1);
+    let key = format!("tailway {}", workload_name(&name));
+    scene.stray_key(&key).await;
     lab.delete(HIDDEN).await;
     lab.eventually("the egress and its nodes are gone", || async {
         let nodes = scene.nodes().await;
@@ -357,6 +375,12 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
         (!is_left).then_some(())
     })
     .await;
+    assert_eq!(
+        scene.calls("DELETE", "/keys/", 200).await,
+        1,
+        "a key that was not used is of no use any more"
+    );
+    leave(&scene, &(scene.class("hidden") + &tailnet(&scene))).await;
 }
 
 #[tokio::test]
@@ -387,6 +411,7 @@ async fn envoy_gateway_is_reached_from_the_tailnet_and_sees_who_asks() {
         })
         .await;
     assert!(peer.ends_with("]\n"), "{peer}");
+    leave(&scene, &scene.class("front")).await;
 }
 
 #[tokio::test]
@@ -445,6 +470,7 @@ spec:
         (object["status"]["totalEndpoints"] == 0).then_some(())
     })
     .await;
+    leave(&scene, &(scene.class("device") + &tailnet(&scene))).await;
 }
 
 impl EnvoyGateway<'_> {

@@ -7,6 +7,7 @@ use crate::{
         tailnets::ProxySettings,
     },
     controller::{
+        owned::StateSecret,
         parameters::{Parameters, tailnet_parameters},
         workload::{Egress, EgressPort, WorkloadInput},
         world::World,
@@ -14,10 +15,7 @@ use crate::{
     index::egress,
     model::{ObjectName, Snapshot, Transport},
 };
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
 /// What is remembered of an egress.
@@ -53,7 +51,7 @@ pub(super) enum Step {
     },
     /// Pods that are gone for good leave nodes and Secrets behind.
     Shrink {
-        secrets: Vec<(String, BTreeSet<String>)>,
+        states: BTreeMap<String, StateSecret>,
         tailnet: String,
     },
     /// Since then.
@@ -219,11 +217,11 @@ impl Case<'_> {
             ordinal(name).is_some_and(|ordinal| ordinal >= replicas(&pods))
                 && !workload.pods.contains_key(pod)
         });
-        let left: Vec<_> = left
-            .map(|(name, secret)| (name.clone(), secret.node_ids()))
+        let left: BTreeMap<_, _> = left
+            .map(|(name, secret)| (name.clone(), secret.clone()))
             .collect();
         (!left.is_empty()).then(|| Step::Shrink {
-            secrets: left,
+            states: left,
             tailnet: workload.tailnet().unwrap_or_default(),
         })
     }

@@ -233,10 +233,10 @@ fn fewer_pods_leave_no_nodes_behind() {
         .insert(pod.clone(), PodState::default());
     assert!(scene.step().is_none(), "its pod is there yet");
     scene.workload().pods.remove(&pod);
-    let Some(Step::Shrink { secrets, .. }) = scene.step() else {
+    let Some(Step::Shrink { states, .. }) = scene.step() else {
         panic!("it is to be removed");
     };
-    assert_eq!(secrets, [(secret, ["n2".to_owned()].into())]);
+    assert_eq!(states, [(secret, node("n2", "n2"))].into());
 }
 
 #[test]
