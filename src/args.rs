@@ -151,6 +151,9 @@ pub struct ControllerArguments {
         value_name = "DOMAIN"
     )]
     pub cluster_domain: String,
+    /// The extension of Envoy Gateway is run with this, too: statuses of TailscaleBackends say so
+    #[arg(long, env = "TAILWAY_EXTENSION_LOCAL_TARGETS")]
+    pub allow_local_targets: bool,
     /// How long the removal of a Gateway waits for a Tailscale API that is away
     #[arg(long, env = "TAILWAY_REMOVAL_PATIENCE", default_value = "10m", value_parser = duration, value_name = "DURATION")]
     pub removal_patience: Duration,

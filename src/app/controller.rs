@@ -150,7 +150,8 @@ pub async fn controller(arguments: ControllerArguments) -> Result<(), Controller
         &arguments.namespace,
         &arguments.cluster_domain,
         metrics.clone(),
-    );
+    )
+    .with_local_targets(arguments.allow_local_targets);
     tasks.spawn(async move {
         engine.run(changes, notes_in, world).await;
         "the index"

@@ -40,6 +40,8 @@ pub struct World {
     pub system_namespace: Arc<str>,
     /// Domain of the Services there.
     pub egress_domain: Arc<str>,
+    /// Whether the extension of Envoy Gateway lets targets be on Envoy's own host.
+    pub local_targets: bool,
     /// Whether all objects have been listed: before that, what is missing may be there.
     pub listed: bool,
     /// When the first change came that this follows from.
@@ -76,6 +78,7 @@ pub struct Engine {
     index: Index,
     system_namespace: Arc<str>,
     egress_domain: Arc<str>,
+    local_targets: bool,
     metrics: Metrics,
     egresses: Arc<BTreeMap<ObjectName, EgressState>>,
     discovered: Arc<BTreeMap<ObjectName, Discovered>>,
@@ -115,6 +118,7 @@ impl Engine {
             index: Index::with_verdicts(),
             system_namespace: system_namespace.into(),
             egress_domain: format!("{system_namespace}.svc.{cluster_domain}").into(),
+            local_targets: false,
             metrics,
             egresses: Arc::default(),
             discovered: Arc::default(),
@@ -126,6 +130,13 @@ impl Engine {
             objects_listed: false,
             reports_listed: false,
         }
+    }
+
+    /// As the extension of Envoy Gateway is run: whether targets may be on Envoy's own host.
+    #[must_use]
+    pub fn with_local_targets(mut self, allowed: bool) -> Self {
+        self.local_targets = allowed;
+        self
     }
 
     /// Runs until the changes end.
@@ -183,6 +194,7 @@ impl Engine {
             discovered: Arc::clone(&self.discovered),
             system_namespace: Arc::clone(&self.system_namespace),
             egress_domain: Arc::clone(&self.egress_domain),
+            local_targets: self.local_targets,
             listed: self.is_listed(),
             since,
         }

@@ -80,6 +80,18 @@ const BUFFER: u32 = 32 << 10;
 /// How often a name is looked up again; a shorter lifetime of the answer goes before.
 const DNS_REFRESH: Duration = Duration::from_secs(30);
 
+/// Whether there can be a cluster of an upstream.
+///
+/// # Errors
+/// When Envoy would not take it, or should not.
+pub fn check(upstream: &Upstream, local_targets: bool) -> Result<(), Refusal> {
+    let settings = Settings {
+        system_authorities: String::new(),
+        local_targets,
+    };
+    cluster("", upstream, Sending::Any, &[], &settings).map(drop)
+}
+
 /// The cluster of an upstream. `labels` are for whoever reads Envoy's configuration.
 ///
 /// # Errors

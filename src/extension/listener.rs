@@ -2,6 +2,7 @@
 
 use super::tls::Tls;
 use crate::drain::Drain;
+use s2n_tls_tokio::TlsAcceptor;
 use std::{
     convert::Infallible,
     fs, io,
@@ -22,7 +23,6 @@ use tokio::{
     sync::mpsc,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
 use tonic::transport::server::Connected;
 
 /// A bound socket that takes no connections yet.
@@ -156,7 +156,7 @@ async fn shake_hands(
     tls: Arc<Tls>,
     sender: mpsc::Sender<Result<Connection, Infallible>>,
 ) {
-    let acceptor = TlsAcceptor::from(tls.config());
+    let acceptor = TlsAcceptor::new(tls.config());
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let _ = sender.send(Ok(Connection::new(stream))).await;

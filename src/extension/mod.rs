@@ -24,7 +24,7 @@ mod splice;
 mod tls;
 mod wire;
 
-pub use cluster::Settings;
+pub use cluster::{Settings, check};
 pub use hooks::{Answer, Hooks, Told, Untouched};
 pub use keeper::{Keeper, Notes};
 pub use listener::{BindError, Listener};

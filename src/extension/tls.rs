@@ -1,14 +1,14 @@
 //! The server's certificate, and whose it asks for. Files are read again when they change.
+//!
+//! By s2n-tls: Envoy Gateway names the server with its port (`host:5005`), which is no DNS name
+//! (RFC 6066 §3), and rustls 0.23 ends such a handshake.
 
 use crate::model::{Authorities, AuthoritiesError, Certificate, CertificateError};
-use rustls::{
-    RootCertStore, ServerConfig, crypto::aws_lc_rs, server::WebPkiClientVerifier,
-    sign::SingleCertAndKey, version::TLS13,
-};
+use s2n_tls::{callbacks::VerifyHostNameCallback, config::Config, enums::ClientAuthType, security};
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 /// Where what TLS needs is kept, in PEM.
@@ -30,7 +30,7 @@ pub struct Tls {
 struct Current {
     /// What was read, or could not be used.
     content: Content,
-    config: Arc<ServerConfig>,
+    config: Config,
 }
 
 /// Compared, never shown: it holds the private key.
@@ -57,8 +57,12 @@ pub enum TlsError {
         error: AuthoritiesError,
     },
     #[error("TLS for Envoy Gateway cannot be set up: {0}")]
-    Setup(String),
+    Setup(#[from] s2n_tls::error::Error),
 }
+
+/// Seconds that a failed handshake is held at most, so that its time tells nothing: less than a
+/// handshake may take, or its error would not be seen.
+const LONGEST_BLINDING: u32 = 3;
 
 impl Tls {
     /// # Errors
@@ -73,7 +77,7 @@ impl Tls {
     }
 
     /// For the next handshake. Files that cannot be used change nothing, and are told of once.
-    pub(super) fn config(&self) -> Arc<ServerConfig> {
+    pub(super) fn config(&self) -> Config {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         match self.files.read() {
             Ok(content) if content != current.content => {
@@ -90,7 +94,7 @@ impl Tls {
             // While a file is being replaced it may not be there.
             Err(error) => tracing::debug!(%error, "the certificate of before is kept"),
         }
-        Arc::clone(&current.config)
+        current.config.clone()
     }
 }
 
@@ -115,47 +119,42 @@ impl TlsFiles {
         })
     }
 
-    fn config(&self, content: &Content) -> Result<Arc<ServerConfig>, TlsError> {
-        let certificate =
-            Certificate::from_pem(&content.certificate, &content.key).map_err(|error| {
-                TlsError::Certificate {
-                    path: self.certificate.clone(),
-                    error,
-                }
+    fn config(&self, content: &Content) -> Result<Config, TlsError> {
+        let Content {
+            certificate, key, ..
+        } = content;
+        // What s2n-tls says of them names no cause.
+        Certificate::from_pem(certificate, key).map_err(|error| TlsError::Certificate {
+            path: self.certificate.clone(),
+            error,
+        })?;
+        let mut config = Config::builder();
+        config
+            .set_security_policy(&security::DEFAULT_TLS13)?
+            .set_max_blinding_delay(LONGEST_BLINDING)?
+            .set_application_protocol_preference(["h2"])?
+            .load_pem(certificate, key)?
+            // A client is known by what is given here alone.
+            .wipe_trust_store()?;
+        if let (Some(path), Some(pem)) = (&self.client_authorities, &content.authorities) {
+            Authorities::from_pem(pem).map_err(|error| TlsError::Authorities {
+                path: path.clone(),
+                error,
             })?;
-        let provider = Arc::new(aws_lc_rs::default_provider());
-        let setup = |error: &dyn fmt::Display| TlsError::Setup(error.to_string());
-        // Envoy Gateway speaks nothing older.
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
-            .with_protocol_versions(&[&TLS13])
-            .map_err(|error| setup(&error))?;
-        let builder = match (&self.client_authorities, &content.authorities) {
-            (Some(path), Some(pem)) => {
-                let roots = roots(path, pem)?;
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-                        .build()
-                        .map_err(|error| setup(&error))?;
-                builder.with_client_cert_verifier(verifier)
-            }
-            _ => builder.with_no_client_auth(),
-        };
-        let key = SingleCertAndKey::from(certificate.certified_key().as_ref().clone());
-        let mut config = builder.with_cert_resolver(Arc::new(key));
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(Arc::new(config))
+            config
+                .trust_pem(pem)?
+                .set_client_auth_type(ClientAuthType::Required)?
+                .set_verify_host_callback(AnyName)?;
+        }
+        Ok(config.build()?)
     }
 }
 
-fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
-    let authorities = Authorities::from_pem(pem).map_err(|error| TlsError::Authorities {
-        path: path.into(),
-        error,
-    })?;
-    let mut roots = RootCertStore::empty();
-    for certificate in authorities.certificates() {
-        let added = roots.add(certificate.clone());
-        added.map_err(|error| TlsError::Setup(error.to_string()))?;
+/// Whoever an authority for clients has signed is let in, by whatever name.
+struct AnyName;
+
+impl VerifyHostNameCallback for AnyName {
+    fn verify_host_name(&self, _: &str) -> bool {
+        true
     }
-    Ok(roots)
 }

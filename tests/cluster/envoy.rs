@@ -4,7 +4,7 @@
 mod install;
 
 use super::{lab::PROBE, scene::Scene};
-use install::{EnvoyGateway, install};
+use install::{EnvoyGateway, Link, install, install_with};
 use serde_json::{Value, json};
 use tailway::{controller::workload_name, index::egress::replica, model::ObjectName};
 
@@ -273,6 +273,23 @@ async fn what_changed_while_the_extension_was_away_is_served_when_it_is_back() {
         )
         .await;
     assert_eq!(programmed, "served by 1 Gateway of Envoy Gateway");
+    leave(&scene, "").await;
+}
+
+#[tokio::test]
+#[ignore = "make cluster"]
+async fn envoy_gateway_and_the_extension_know_each_other_by_certificates() {
+    let scene = Scene::start().await;
+    let lab = scene.lab;
+    lab.apply(&(web("example", Some(EXAMPLE_COM)) + &web("fallback", None)))
+        .await;
+    let hosts = [("example.com", EXAMPLE_COM)];
+    let gateway = install_with(&scene, &hosts, Link::MutualTls).await;
+    lab.apply(GATEWAY).await;
+    lab.apply(ENDPOINTS).await;
+    gateway.page("/api/web-service/1", "example /1\n").await;
+    lab.apply(&ENDPOINTS.replace("web-service", "shop")).await;
+    gateway.page("/api/shop/2", "example /2\n").await;
     leave(&scene, "").await;
 }
 

@@ -468,49 +468,66 @@ async fn a_status_that_is_there_is_not_written_again() {
     assert_eq!(status(&world, "default", "example"), Value::Null);
 }
 
-#[tokio::test]
-async fn a_backend_beside_others_in_a_rule_is_refused_with_the_rule() {
-    let route = |others: &str| {
-        format!(
-            "apiVersion: gateway.tailscale.com/v1alpha1
+/// What the condition of a TailscaleBackend says, with a route.
+async fn accepted(upstream: &str, rule: &str) -> [String; 4] {
+    let objects = format!(
+        "apiVersion: gateway.tailscale.com/v1alpha1
 kind: TailscaleBackend
 metadata: {{name: shop, namespace: default, uid: shop, generation: 1, resourceVersion: '1'}}
-spec: {{upstream: {{targets: [{{host: shop.example.com, port: 80}}]}}}}
+spec: {{upstream: {{{upstream}}}}}
 ---
 apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata: {{name: shop, namespace: default}}
 spec:
   parentRefs: [{{name: eg}}]
-  rules: [{{backendRefs: [{{group: gateway.tailscale.com, kind: TailscaleBackend, name: shop, port: 80}}{others}]}}]
+  rules: [{{backendRefs: [{rule}]}}]
 "
-        )
-    };
-    let accepted = async |others: &str| {
-        let world = world(&route(others), Vec::new()).await;
-        let key = key(Kind::Backend, "default", "shop");
-        let now = "2026-02-01T00:00:00Z".parse().unwrap();
-        let [write] = plan(&world, &[key].into(), now).try_into().unwrap();
-        let condition = write.status["conditions"][0].clone();
-        json!([
-            condition["type"],
-            condition["status"],
-            condition["reason"],
-            condition["message"]
-        ])
-    };
+    );
+    let world = world(&objects, Vec::new()).await;
+    let key = key(Kind::Backend, "default", "shop");
+    let now = "2026-02-01T00:00:00Z".parse().unwrap();
+    let [write] = plan(&world, &[key].into(), now).try_into().unwrap();
+    let condition = &write.status["conditions"][0];
+    ["type", "status", "reason", "message"].map(|field| condition[field].as_str().unwrap().into())
+}
+
+const SHOP: &str = "{group: gateway.tailscale.com, kind: TailscaleBackend, name: shop, port: 80}";
+
+#[tokio::test]
+async fn a_backend_that_envoy_is_not_told_of_says_why() {
+    for (upstream, why) in [
+        (
+            "targets: [{host: 127.0.0.1, port: 80}]",
+            "target 127.0.0.1 is of Envoy's own host or network segment; --allow-local-targets lets it be used",
+        ),
+        (
+            "protocol: UDP, targets: [{host: shop.example.com, port: 80}]",
+            "UDP cannot be routed by HTTP",
+        ),
+        (
+            "targets: [{host: shop.example.com, port: 80}], healthCheck: {interval: 0s}",
+            "interval of the health check cannot be \"0s\"",
+        ),
+    ] {
+        let message = format!("Envoy is not told of it: {why}");
+        assert_eq!(
+            accepted(upstream, SHOP).await,
+            ["Accepted", "False", "Invalid", &message]
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_backend_beside_others_in_a_rule_is_refused_with_the_rule() {
+    let upstream = "targets: [{host: shop.example.com, port: 80}]";
     assert_eq!(
-        accepted("").await,
-        json!(["Accepted", "True", "Accepted", ""])
+        accepted(upstream, SHOP).await,
+        ["Accepted", "True", "Accepted", ""]
     );
-    let refused = accepted(", {name: fallback, port: 80}").await;
-    assert_eq!(refused[1], "False");
-    assert_eq!(refused[2], "UnsupportedValue");
-    assert!(
-        refused[3]
-            .as_str()
-            .unwrap()
-            .ends_with("it is not in rule 0 of HTTPRoute default/shop"),
-        "{refused}"
-    );
+    let both = format!("{SHOP}, {{name: fallback, port: 80}}");
+    let refused = accepted(upstream, &both).await;
+    assert_eq!(refused[..3], ["Accepted", "False", "UnsupportedValue"]);
+    let rule = "it is not in rule 0 of HTTPRoute default/shop";
+    assert!(refused[3].ends_with(rule), "{refused:?}");
 }

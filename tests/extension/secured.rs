@@ -3,6 +3,10 @@
 use super::serving::Scene;
 use std::{fs, path::Path, time::Duration};
 use tailway::extension::{ServerSettings, Tls, TlsFiles};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -16,6 +20,9 @@ struct Signed {
 fn sign() -> Signed {
     let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    // What has the name of its issuer would be taken for its own.
+    let name = rcgen::DnType::CommonName;
+    parameters.distinguished_name.push(name, "authority");
     let authority_key = rcgen::KeyPair::generate().unwrap();
     let authority = parameters.self_signed(&authority_key).unwrap();
     let issuer = rcgen::Issuer::new(parameters, authority_key);
@@ -92,6 +99,55 @@ async fn with_authorities_for_clients_only_those_whom_they_signed_are_answered()
     assert!(is_answered(&scene, &server, Some(&clients)).await);
     assert!(!is_answered(&scene, &server, Some(&strangers)).await);
     assert!(!is_answered(&scene, &server, None).await);
+}
+
+/// Lets any name do.
+struct Unchecked;
+
+impl s2n_tls::callbacks::VerifyHostNameCallback for Unchecked {
+    fn verify_host_name(&self, _: &str) -> bool {
+        true
+    }
+}
+
+/// As Envoy Gateway does, which names the server as it dials it.
+#[tokio::test]
+async fn a_client_that_names_the_server_with_its_port_is_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, clients) = (sign(), sign());
+    let files = write(directory.path(), &server, Some(&clients));
+    let tls = Tls::new(files).unwrap();
+    let scene = Scene::start_on_port(Some(tls), ServerSettings::default()).await;
+    let address = scene.address.unwrap();
+    let mut config = s2n_tls::config::Config::builder();
+    config.trust_pem(server.authority.as_bytes()).unwrap();
+    config
+        .load_pem(clients.certificate.as_bytes(), clients.key.as_bytes())
+        .unwrap();
+    config.set_application_protocol_preference(["h2"]).unwrap();
+    config.set_verify_host_callback(Unchecked).unwrap();
+    let connector = s2n_tls_tokio::TlsConnector::new(config.build().unwrap());
+    let stream = TcpStream::connect(address).await.unwrap();
+    let name = format!("localhost:{}", address.port());
+    let mut stream = connector.connect(&name, stream).await.unwrap();
+    // The server's part of HTTP/2 comes once the client's certificate was believed.
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        .await
+        .unwrap();
+    stream
+        .write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0])
+        .await
+        .unwrap();
+    let mut settings = [0; 9];
+    let read = stream.read_exact(&mut settings);
+    let read = tokio::time::timeout(Duration::from_secs(30), read).await;
+    read.unwrap().unwrap();
+    assert_eq!(
+        settings[3..],
+        [4, 0, 0, 0, 0, 0],
+        "a SETTINGS frame of stream 0"
+    );
 }
 
 #[test]

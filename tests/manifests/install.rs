@@ -439,7 +439,7 @@ fn every_value_of_the_chart_gives_objects_that_still_fit() {
         r#"tailnets={"apiURL":"https://api.example.com","controlURL":"https://control.example.com"}"#,
         r#"image={"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","pullPolicy":"Never"}"#,
         r#"secretNamespaces=[]"#,
-        r#"extension={"enabled":true,"tls":{"secret":"tls","clientCASecret":"clients"}}"#,
+        r#"extension={"enabled":true,"allowLocalTargets":true,"tls":{"secret":"tls","clientCASecret":"clients"}}"#,
     ];
     for values in values {
         let objects = template(&helm, values);
@@ -452,5 +452,11 @@ fn every_value_of_the_chart_gives_objects_that_still_fit() {
         let told = variables(&pod_of(&deployment)["containers"][0]);
         let known = known_variables("controller");
         assert!(told.is_subset(&known), "{values}: {told:?}");
+        let name = "tailscale-gateway-extension-server";
+        if values.starts_with("extension") {
+            let told = variables(&pod_of(&only(&objects, "Deployment", name))["containers"][0]);
+            let known = known_variables("extension");
+            assert!(told.is_subset(&known), "{values}: {told:?}");
+        }
     }
 }

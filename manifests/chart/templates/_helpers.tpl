@@ -83,6 +83,10 @@ capabilities:
   value: {{ .Values.clusterDomain | quote }}
 - name: TAILWAY_REMOVAL_PATIENCE
   value: {{ .Values.removalPatience | quote }}
+{{- if .Values.extension.allowLocalTargets }}
+- name: TAILWAY_EXTENSION_LOCAL_TARGETS
+  value: "true"
+{{- end }}
 {{- with .Values.env }}
 {{ toYaml . }}
 {{- end }}

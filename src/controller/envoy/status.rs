@@ -11,6 +11,7 @@ use crate::{
         upstream::egress::TailscaleEgressSet,
     },
     controller::{egress::tailnet_of, names::workload_name, world::World},
+    extension,
     index::{
         EndpointName, Key, Kind, Subjects, egress,
         endpoints::{Place, Reading, Wrong},
@@ -63,18 +64,22 @@ pub(in crate::controller) fn of_endpoints(
 pub(in crate::controller) fn of_backend(world: &World, name: &ObjectName) -> Option<Condition> {
     let backend = world.subjects.backends.get(name)?;
     let generation = backend.metadata.generation.unwrap_or(0);
+    let no = |reason, message| Condition::new(c::ACCEPTED, false, reason, message, generation);
+    if let Err(refusal) = extension::check(&backend.spec.upstream, world.local_targets) {
+        return Some(no(
+            c::INVALID,
+            format!("Envoy is not told of it: {refusal}"),
+        ));
+    }
     let refused = refusals(world, name);
     Some(match refused.is_empty() {
         true => Condition::fine(c::ACCEPTED, generation),
-        false => Condition::new(
-            c::ACCEPTED,
-            false,
+        false => no(
             c::UNSUPPORTED_VALUE,
             format!(
                 "Envoy Gateway sends requests to one TailscaleBackend only where it is the only backend of a rule; it is not in {}",
                 refused.join(", ")
             ),
-            generation,
         ),
     })
 }

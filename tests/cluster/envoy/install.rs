@@ -8,16 +8,22 @@ use crate::{
     envoy::{client, lab::programs},
     manifests::install::helm,
 };
-use serde_json::Value;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 const NAMESPACE: &str = "envoy-gateway-system";
+
+const EXTENSION_NAMESPACE: &str = "tailscale-gateway-system";
+
+/// How Envoy Gateway is told of its side of TLS.
+const TLS: &str = r#"{"certificateRef": {"name": "extension-authority"}, "clientCertificateRef": {"name": "extension-client"}}"#;
 
 /// Images as pods name them.
 const GATEWAY_IMAGE: &str = "tailway.test/envoy-gateway:lab";
@@ -28,46 +34,79 @@ pub struct EnvoyGateway<'a> {
     scene: &'a Scene,
 }
 
-/// Installs Envoy Gateway and the extension; names in `hosts` lead its Envoys to these addresses.
+/// Installs Envoy Gateway and the extension as they are by default; names in `hosts` lead its Envoys
+/// to these addresses.
 pub async fn install<'a>(scene: &'a Scene, hosts: &[(&str, &str)]) -> EnvoyGateway<'a> {
-    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    install_with(scene, hosts, Link::Plain).await
+}
+
+/// The same, with what they speak to each other.
+pub async fn install_with<'a>(
+    scene: &'a Scene,
+    hosts: &[(&str, &str)],
+    link: Link,
+) -> EnvoyGateway<'a> {
+    static INSTALLED: Mutex<Option<Link>> = Mutex::const_new(None);
     let lab = scene.lab;
-    INSTALLED.get_or_init(|| install_once(lab)).await;
+    let mut installed = INSTALLED.lock().await;
+    if installed.is_none() {
+        prepare(lab).await;
+    }
+    if *installed != Some(link) {
+        connect(lab, link, installed.is_some()).await;
+        *installed = Some(link);
+    }
     lab.apply(&class(hosts)).await;
     EnvoyGateway { scene }
 }
 
-async fn install_once(lab: &Lab) {
+/// What Envoy Gateway and the extension speak to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    Plain,
+    /// TLS; each shows a certificate.
+    MutualTls,
+}
+
+async fn prepare(lab: &Lab) {
     for archive in images() {
         lab.import(archive).await;
     }
-    let extension = fs::read_to_string("manifests/envoy-gateway/extension.yaml").unwrap();
-    let version = env!("CARGO_PKG_VERSION");
-    let extension = extension.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE);
-    lab.apply(&format!(
-        "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {NAMESPACE}}}\n"
-    ))
-    .await;
-    lab.apply(&extension).await;
+    for namespace in [NAMESPACE, EXTENSION_NAMESPACE] {
+        let namespace =
+            format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {namespace}}}\n");
+        lab.apply(&namespace).await;
+    }
     let mut crds = lab.command("kubectl");
     crds.args(["apply", "--server-side", "--filename"])
         .arg(programs().join("chart/charts/crds/crds/generated"));
     succeed(crds, None).await;
-    let rendered = rendered();
-    lab.apply(&rendered).await;
+}
+
+async fn connect(lab: &Lab, link: Link, restart: bool) {
+    if link == Link::MutualTls {
+        lab.apply(&certificates()).await;
+    }
+    lab.apply(&extension(link)).await;
+    lab.apply(&envoy_gateway(link)).await;
+    if restart {
+        let deployment = "deployment/envoy-gateway";
+        let namespace = ["--namespace", NAMESPACE];
+        let restart = ["rollout", "restart", deployment].into_iter();
+        lab.kubectl(restart.chain(namespace)).await;
+    }
     for (namespace, deployment) in [
         (
-            "tailscale-gateway-system",
-            "tailscale-gateway-extension-server",
+            EXTENSION_NAMESPACE,
+            "deployment/tailscale-gateway-extension-server",
         ),
-        (NAMESPACE, "envoy-gateway"),
+        (NAMESPACE, "deployment/envoy-gateway"),
     ] {
         let timeout = format!("--timeout={}s", DEADLINE.as_secs());
-        let deployment = format!("deployment/{deployment}");
         lab.kubectl([
             "rollout",
             "status",
-            &deployment,
+            deployment,
             "--namespace",
             namespace,
             &timeout,
@@ -76,9 +115,83 @@ async fn install_once(lab: &Lab) {
     }
 }
 
-/// What Envoy Gateway's chart makes of our values.
-fn rendered() -> String {
+/// The objects of the extension.
+fn extension(link: Link) -> String {
+    let yaml = match link {
+        Link::Plain => fs::read_to_string("manifests/envoy-gateway/extension.yaml").unwrap(),
+        Link::MutualTls => template(
+            Path::new("manifests/chart"),
+            "tailway-system",
+            &[
+                "--show-only=templates/extension.yaml",
+                "--set=extension.enabled=true,extension.tls.secret=served,extension.tls.clientCASecret=clients",
+            ],
+        ),
+    };
+    let version = env!("CARGO_PKG_VERSION");
+    yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE)
+}
+
+/// Secrets for both sides, of one authority.
+fn certificates() -> String {
+    let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    // What has the name of its issuer would be taken for its own.
+    let name = DnType::CommonName;
+    parameters.distinguished_name.push(name, "authority");
+    let key = KeyPair::generate().unwrap();
+    let authority = parameters.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(parameters, key);
+    let sign = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let leaf = leaf.signed_by(&key, &issuer).unwrap().pem();
+        json!({ "tls.crt": leaf, "tls.key": key.serialize_pem() })
+    };
+    let host =
+        format!("tailscale-gateway-extension-server.{EXTENSION_NAMESPACE}.svc.cluster.local");
+    let secrets = [
+        (EXTENSION_NAMESPACE, "served", sign(&host)),
+        (
+            EXTENSION_NAMESPACE,
+            "clients",
+            json!({ "ca.crt": authority }),
+        ),
+        (
+            NAMESPACE,
+            "extension-authority",
+            json!({ "tls.crt": authority }),
+        ),
+        (NAMESPACE, "extension-client", sign("envoy-gateway")),
+    ];
+    let secrets = secrets.map(|(namespace, name, data)| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": { "namespace": namespace, "name": name },
+            "stringData": data,
+        })
+    });
+    json!({ "apiVersion": "v1", "kind": "List", "items": secrets }).to_string()
+}
+
+/// What a chart makes of these arguments.
+fn template(chart: &Path, namespace: &str, arguments: &[&str]) -> String {
     let helm = helm().expect("there is no Helm: `make helm` builds it");
+    let output = Command::new(helm)
+        .args(["template", "made"])
+        .arg(chart)
+        .args(["--namespace", namespace])
+        .args(arguments)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What Envoy Gateway's chart makes of our values.
+fn envoy_gateway(link: Link) -> String {
     let directory = tempfile::tempdir().unwrap();
     let chart = directory.path().join("chart");
     let copied = Command::new("cp")
@@ -92,17 +205,16 @@ fn rendered() -> String {
         .replace("${GatewayImage}", GATEWAY_IMAGE)
         .replace("${GatewayImagePullPolicy}", "IfNotPresent");
     fs::write(chart.join("values.yaml"), values).unwrap();
-    let output = Command::new(helm)
-        .args(["template", "eg"])
-        .arg(&chart)
-        .args(["--namespace", NAMESPACE, "--skip-crds"])
-        .args(["--values", "manifests/envoy-gateway/values.yaml"])
-        .args(["--set", "crds.enabled=false,topologyInjector.enabled=false"])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    String::from_utf8(output.stdout).unwrap()
+    let mut arguments = vec![
+        "--skip-crds",
+        "--values=manifests/envoy-gateway/values.yaml",
+        "--set=crds.enabled=false,topologyInjector.enabled=false",
+    ];
+    let tls = format!("--set-json=config.envoyGateway.extensionManager.service.tls={TLS}");
+    if link == Link::MutualTls {
+        arguments.push(&tls);
+    }
+    template(&chart, NAMESPACE, &arguments)
 }
 
 /// A class whose Envoys have the lab's image.
