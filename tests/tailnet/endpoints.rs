@@ -6,8 +6,13 @@ use super::{
 };
 use crate::{
     discovery::scene::{TOKEN, World, until_snapshot},
-    proxy::scene::{self, route, snapshot, tcp_port_to},
+    proxy::{
+        http::scene::{Client, mirror_of, request, told},
+        scene::{self, route, snapshot, tcp_port_to},
+    },
 };
+use http::{Method, StatusCode, Version};
+use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::{
     io,
@@ -199,6 +204,124 @@ async fn routes_lead_to_endpoints_of_the_tailnet_over_the_gateways_own_node() {
     health(1).await;
     let told = tailway.logs("the endpoint is unhealthy").await;
     assert!(told.contains("status 503"), "{told}");
+}
+
+/// A Gateway `web` whose routes lead to endpoints of a node that is called `target`: of HTTP to port
+/// 81, of gRPC to port 80.
+const WEB: &str = "---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: tailnet}
+spec: {controllerName: tailway.michaelbeaumont.github.io/controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: web}
+spec:
+  gatewayClassName: tailnet
+  addresses: [{type: Hostname, value: web}]
+  listeners: [{name: http, port: 80, protocol: HTTP}]
+---
+apiVersion: gateway.tailscale.com/v1alpha1
+kind: TailscaleEndpoints
+metadata: {name: target}
+spec:
+  endpoints:
+    - {name: calls, port: 80, tailscaleFQDN: target}
+    - {name: chat, port: 81, tailscaleFQDN: target}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: chat}
+spec:
+  parentRefs: [{name: web}]
+  hostnames: [chat.example.com]
+  rules: [{backendRefs: [{group: gateway.tailscale.com, kind: TailscaleEndpoints, name: target, port: 81}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: {name: calls}
+spec:
+  parentRefs: [{name: web}]
+  hostnames: [calls.example.com]
+  rules: [{backendRefs: [{group: gateway.tailscale.com, kind: TailscaleEndpoints, name: target, port: 80}]}]
+";
+
+/// A WebSocket that says hello, and bye when the client has ended.
+async fn chat() -> u16 {
+    backend(|mut stream| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = stream.read_u8().await else {
+                return;
+            };
+            head.push(byte);
+        }
+        let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nhello";
+        let _ = stream.write_all(answer.as_bytes()).await;
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard).await;
+        let _ = stream.write_all(&[&heard, &b", bye"[..]].concat()).await;
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grpc_and_websockets_pass_from_node_to_node() {
+    let tailnet = Tailnet::start().await;
+    let node = tailnet.node("target").await;
+    let to = |name: &str| tcp_port_to(route(&[(1, Some(name))]));
+    let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let (calls, chat) = (mirror_of("calls").await, at(chat().await));
+    let backends = [("calls", &[calls][..]), ("chat", &[chat][..])];
+    let _target = serving(
+        &node,
+        &snapshot([(80, to("calls")), (81, to("chat"))], &backends),
+    )
+    .await;
+    let tailway = Tailway::start(&tailnet, WEB).await;
+    tailway.ready().await;
+
+    let connect = async || TokioIo::new(tailnet.tunnel("web:80").await.unwrap());
+    let mut client = Client::over(connect().await, Version::HTTP_2).await;
+    let headers = [
+        ("host", "calls.example.com"),
+        ("content-type", "application/grpc"),
+        ("te", "trailers"),
+    ];
+    let told = told(
+        client
+            .send(request(Method::POST, "/shop.Orders/List", &headers))
+            .await,
+    )
+    .await;
+    assert_eq!(
+        [&told["backend"], &told["version"], &told["target"]],
+        ["calls", "HTTP/2.0", "/shop.Orders/List"]
+    );
+
+    let mut client = Client::over(connect().await, Version::HTTP_11).await;
+    let headers = [
+        ("host", "chat.example.com"),
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+    ];
+    let response = client.send(request(Method::GET, "/", &headers)).await;
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    let upgraded = soon("the tunnel", hyper::upgrade::on(response)).await;
+    let mut tunnel = TokioIo::new(upgraded.unwrap());
+    let mut hello = [0; 5];
+    soon("its hello", tunnel.read_exact(&mut hello))
+        .await
+        .unwrap();
+    assert_eq!(&hello, b"hello");
+    tunnel.write_all(b"well met").await.unwrap();
+    tunnel.shutdown().await.unwrap();
+    let mut rest = String::new();
+    soon("its end", tunnel.read_to_string(&mut rest))
+        .await
+        .unwrap();
+    assert_eq!(rest, "well met, bye");
 }
 
 /// The Snapshot of an egress to a node that is called `target`. Ports follow from the names, which
