@@ -73,15 +73,15 @@ func (s *server) call(ctx context.Context, request message) (message, error) {
 }
 
 func (s *server) measure(ctx context.Context, l load, calls int) (figures, error) {
-	answer, err := s.call(ctx, l.request)
+	answer, err := s.call(ctx, l.requests[0])
 	if err != nil {
 		return figures{}, err
 	}
 	if err := l.check(answer); err != nil {
 		return figures{}, err
 	}
-	for range calls / 10 {
-		if _, err := s.call(ctx, l.request); err != nil {
+	for number := range calls / 10 {
+		if _, err := s.call(ctx, l.requests[number%len(l.requests)]); err != nil {
 			return figures{}, err
 		}
 	}
@@ -90,9 +90,9 @@ func (s *server) measure(ctx context.Context, l load, calls int) (figures, error
 		return figures{}, err
 	}
 	var took []time.Duration
-	for range calls {
+	for number := range calls {
 		begin := time.Now()
-		if _, err := s.call(ctx, l.request); err != nil {
+		if _, err := s.call(ctx, l.requests[number%len(l.requests)]); err != nil {
 			return figures{}, err
 		}
 		took = append(took, time.Since(begin))

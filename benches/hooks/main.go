@@ -50,7 +50,8 @@ func main() {
 type load struct {
 	name               string
 	routes, services   int
-	request            message
+	variants           int // how many sets take turns; 0: the same one comes each time
+	requests           []message
 	clusters, answered int // in the answer: clusters, and routes of the virtual host
 }
 
@@ -58,13 +59,17 @@ func loads() ([]load, error) {
 	all := []load{
 		{name: "1,000 routes of users, 10 services", routes: 1000, services: 10},
 		{name: "10 routes of users, 1,000 services", routes: 10, services: 1000},
+		{name: "the same, one service another each time", routes: 10, services: 1000, variants: 50},
 		{name: "1,000 routes of users, none asked for", routes: 1000},
 	}
 	for i := range all {
 		l := &all[i]
-		var err error
-		if l.request, err = translation(l.routes, l.services); err != nil {
-			return nil, err
+		for variant := range max(l.variants, 1) {
+			request, err := translation(l.routes, l.services, variant)
+			if err != nil {
+				return nil, err
+			}
+			l.requests = append(l.requests, request)
 		}
 		// Each service is there for gRPC, too.
 		l.clusters = l.routes + 2*l.services

@@ -44,8 +44,9 @@ type target struct {
 }
 
 // translation is what Envoy Gateway asks for a Gateway with these routes of its
-// users and, unless there are none, this many services of ours.
-func translation(routes, services int) (message, error) {
+// users and, unless there are none, this many services of ours. The first of
+// these is another in each variant.
+func translation(routes, services, variant int) (message, error) {
 	host := &route.VirtualHost{
 		Name:     "default/web/http/*",
 		Domains:  []string{"*"},
@@ -63,7 +64,7 @@ func translation(routes, services int) (message, error) {
 		VirtualHosts:             []*route.VirtualHost{host},
 	}}
 	if services > 0 {
-		text, err := json.Marshal(egressSet(services))
+		text, err := json.Marshal(egressSet(services, variant))
 		if err != nil {
 			return nil, err
 		}
@@ -72,14 +73,14 @@ func translation(routes, services int) (message, error) {
 	return t.encodeRequest()
 }
 
-func egressSet(services int) *set {
+func egressSet(services, variant int) *set {
 	s := &set{
 		APIVersion: "gateway.tailscale.com/v1alpha1",
 		Kind:       "TailscaleEgressSet",
 		Metadata:   map[string]string{"namespace": "default", "name": "web"},
 	}
 	s.Spec.TargetRefs = []map[string]string{{"group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "web"}}
-	s.Spec.Revision = "1"
+	s.Spec.Revision = fmt.Sprint(variant)
 	for number := range services {
 		name := fmt.Sprintf("service-%04d", number)
 		one := service{
@@ -91,6 +92,7 @@ func egressSet(services int) *set {
 		one.Upstream.Targets = []target{{Host: fmt.Sprintf("198.18.%d.%d", number/250, number%250+1), Port: 8080}}
 		s.Spec.Services = append(s.Spec.Services, one)
 	}
+	s.Spec.Services[0].Upstream.Targets[0].Port += uint32(variant)
 	return s
 }
 
