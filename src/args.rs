@@ -151,7 +151,7 @@ pub struct ControllerArguments {
         value_name = "DOMAIN"
     )]
     pub cluster_domain: String,
-    /// The extension of Envoy Gateway is run with this, too: statuses of TailscaleBackends say so
+    /// The extension of Envoy Gateway runs with --allow-local-targets; for statuses of TailscaleBackends
     #[arg(long, env = "TAILWAY_EXTENSION_LOCAL_TARGETS")]
     pub allow_local_targets: bool,
     /// How long the removal of a Gateway waits for a Tailscale API that is away

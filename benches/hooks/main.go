@@ -59,7 +59,7 @@ func loads() ([]load, error) {
 	all := []load{
 		{name: "1,000 routes of users, 10 services", routes: 1000, services: 10},
 		{name: "10 routes of users, 1,000 services", routes: 10, services: 1000},
-		{name: "the same, one service another each time", routes: 10, services: 1000, variants: 50},
+		{name: "the same, one service changed each time", routes: 10, services: 1000, variants: 50},
 		{name: "1,000 routes of users, none asked for", routes: 1000},
 	}
 	for i := range all {

@@ -9,7 +9,7 @@ pub use owned::{EgressFollower, EgressOwned};
 use super::{
     classes::Clients,
     events::{Events, Weight},
-    gateways::Failure,
+    failure::{FIRST_RETRY, Failure},
     names::workload_name,
     objects::Objects,
     owned::StateSecret,
@@ -61,9 +61,6 @@ pub struct Egresses {
     /// When to look again at what failed, or what is on its way.
     due: Schedule,
 }
-
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// What the client of a tailnet is known by among those of classes, whose names have no colon.
 fn client_name(tailnet: &str) -> String {
@@ -212,11 +209,7 @@ impl Egresses {
                 known.retry_at = Some(Instant::now() + FIRST_RETRY);
             }
             Err(failure) => {
-                let wait = (FIRST_RETRY * 2u32.saturating_pow(known.failures)).min(LAST_RETRY);
-                let wait = match &failure {
-                    Failure::Api(error) => error.retry_after().unwrap_or(wait),
-                    _ => wait,
-                };
+                let wait = failure.wait(known.failures);
                 tracing::warn!(endpoints = %name, error = %failure, retry_in = ?wait, "the egress is not as it should be");
                 known.failures = known.failures.saturating_add(1);
                 known.retry_at = Some(Instant::now() + wait);
@@ -325,7 +318,11 @@ impl Egresses {
         let nodes: Vec<_> = ordinals
             .map(|number| replica(name, number.into()))
             .collect();
-        revoke_keys(&client, &nodes).await
+        if let Err(error) = revoke_keys(&client, &nodes).await {
+            // They expire within minutes.
+            tracing::warn!(endpoints = %name, %error, "its auth keys could not be revoked");
+        }
+        Ok(())
     }
 
     /// A client for a tailnet, also when its credentials are gone but remembered, and the tags that

@@ -3,6 +3,7 @@
 use super::{
     classes::{Clients, jitter},
     events::Events,
+    failure::{FIRST_RETRY, Failure},
     objects::Objects,
     owned::Owned,
     parameters::Defaults,
@@ -13,10 +14,7 @@ use super::{
     workload::{Site, kinds},
     world::World,
 };
-use crate::{
-    api::gateway_api::gateways::Gateway, metrics::Metrics, model::ObjectName,
-    tailnet::api::ApiError,
-};
+use crate::{api::gateway_api::gateways::Gateway, metrics::Metrics, model::ObjectName};
 use kube::{Api, Client};
 use std::{
     collections::{BTreeSet, HashMap},
@@ -46,24 +44,6 @@ pub struct GatewaysSettings {
 
 /// Gateways that are worked on at a time.
 const CONCURRENCY: usize = 16;
-
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
-
-/// What can go wrong with a Gateway's objects.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Failure {
-    #[error("{kind} {name} cannot be written: {error}")]
-    Write {
-        kind: String,
-        name: String,
-        error: kube::Error,
-    },
-    #[error("the Tailscale API: {0}")]
-    Api(#[from] ApiError),
-    #[error("the Gateway has changed meanwhile")]
-    Outdated,
-}
 
 /// Works on all Gateways of a [`World`].
 #[expect(missing_debug_implementations, reason = "kube's Client has none")]
@@ -252,11 +232,7 @@ impl Gateways {
             }
             Err(Failure::Outdated) => known.retry_at = Some(Instant::now() + FIRST_RETRY),
             Err(failure) => {
-                let wait = (FIRST_RETRY * 2u32.saturating_pow(known.failures)).min(LAST_RETRY);
-                let wait = match &failure {
-                    Failure::Api(error) => error.retry_after().unwrap_or(wait),
-                    _ => wait,
-                };
+                let wait = failure.wait(known.failures);
                 tracing::warn!(%gateway, error = %failure, retry_in = ?wait, "not done");
                 known.failures = known.failures.saturating_add(1);
                 known.retry_at = Some(Instant::now() + jitter(wait));
@@ -382,15 +358,7 @@ impl Shared {
             Ok(()) => Ok(()),
             // Its new version is on the way.
             Err(kube::Error::Api(status)) if status.code == 409 => Err(Failure::Outdated),
-            Err(error) => Err(failed("Gateway", &name.to_string(), error)),
+            Err(error) => Err(Failure::write("Gateway", &name.to_string(), error)),
         }
-    }
-}
-
-pub(super) fn failed(kind: &str, name: &str, error: kube::Error) -> Failure {
-    Failure::Write {
-        kind: kind.into(),
-        name: name.into(),
-        error,
     }
 }

@@ -16,6 +16,7 @@ mod discovered;
 mod egress;
 mod envoy;
 mod events;
+mod failure;
 mod gateways;
 mod inquiry;
 mod labels;

@@ -15,7 +15,8 @@ const DESCRIPTION: usize = 50;
 const DIGITS: usize = 8;
 
 /// The name of a Gateway's workload: `<name>-<namespace>`, as its node is called by default. With
-/// a hash where that is ambiguous (either part holds a dash), too long, or no DNS label. That of an
+/// a hash where that is ambiguous (either part holds a dash, or the namespace could be a hash), too
+/// long, or no DNS label. That of an
 /// egress is `<name>-egress-<namespace>-<hash>`.
 pub fn workload_name(subject: &ObjectName) -> String {
     let ObjectName { namespace, name } = subject;
@@ -26,6 +27,7 @@ pub fn workload_name(subject: &ObjectName) -> String {
     let is_plain = plain.len() <= LONGEST
         && !name.contains(['-', '/'])
         && !namespace.contains('-')
+        && !is_hash(namespace)
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && is_label(&plain);
     if is_plain {
@@ -73,7 +75,7 @@ pub(super) fn label_value(text: &str) -> String {
     }
 }
 
-/// How an auth key made for a node is described: no two have the same.
+/// How an auth key made for a node is described: no two nodes of a cluster share it.
 pub(super) fn key_description(subject: &ObjectName) -> String {
     const START: &str = "tailway ";
     let mut name = workload_name(subject);
@@ -83,6 +85,11 @@ pub(super) fn key_description(subject: &ObjectName) -> String {
         name = format!("{name}-{}", hash(&subject.to_string()));
     }
     format!("{START}{name}")
+}
+
+/// Whether a text could be what [`hash`] gives.
+fn is_hash(text: &str) -> bool {
+    text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn is_label(text: &str) -> bool {
@@ -116,6 +123,13 @@ mod tests {
         assert_ne!(name("c", "a-b"), name("b-c", "a"));
         assert!(name("c", "a-b").starts_with("a-b-c-"));
         assert!(name("default", &"x".repeat(253)).len() <= LONGEST);
+    }
+
+    #[test]
+    fn a_namespace_that_looks_like_a_hash_gives_no_name_of_another() {
+        let long = name("shop", &"a".repeat(60));
+        let (start, hash) = long.rsplit_once('-').unwrap();
+        assert_ne!(name(hash, start), long);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What is made in the namespace of tailway: applied, marked and deleted, whoever it is for.
 
 use super::{
-    gateways::{Failure, failed},
+    failure::Failure,
     labels::{MANAGED_BY, MANAGER, NODE_IDS},
     owned::StateSecret,
     requests::unless_gone,
@@ -53,11 +53,11 @@ impl Objects {
                     ..DeleteParams::default()
                 };
                 let deleted = api.delete(&made.name, &orphan).await;
-                deleted.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+                deleted.map_err(|error| Failure::write(&made.resource.kind, &made.name, error))?;
                 applied = api.patch(&made.name, &parameters, &patch).await;
             }
             let applied =
-                applied.map_err(|error| failed(&made.resource.kind, &made.name, error))?;
+                applied.map_err(|error| Failure::write(&made.resource.kind, &made.name, error))?;
             generation = applied.metadata.generation;
         }
         Ok(generation)
@@ -67,7 +67,8 @@ impl Objects {
     pub(super) async fn delete(&self, resource: &ApiResource, name: &str) -> Result<bool, Failure> {
         let api = self.api(resource);
         let deleted = api.delete(name, &DeleteParams::background()).await;
-        let deleted = unless_gone(deleted).map_err(|error| failed(&resource.kind, name, error))?;
+        let deleted =
+            unless_gone(deleted).map_err(|error| Failure::write(&resource.kind, name, error))?;
         Ok(deleted.is_some())
     }
 
@@ -88,25 +89,23 @@ impl Objects {
             .patch_metadata(name, &parameters, &Patch::Merge(patch))
             .await
             .map(drop)
-            .map_err(|error| failed(&resource.kind, name, error))
+            .map_err(|error| Failure::write(&resource.kind, name, error))
     }
-}
 
-impl Objects {
     /// Whether a workload has pods yet. Those that no StatefulSet takes along are ended.
     pub(super) async fn end_pods(&self, workload: &str) -> Result<bool, Failure> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pods = api
             .list_metadata(&of(workload))
             .await
-            .map_err(|error| failed("Pod", workload, error))?;
+            .map_err(|error| Failure::write("Pod", workload, error))?;
         for pod in &pods.items {
             if pod.metadata.deletion_timestamp.is_some() || !pod.owner_references().is_empty() {
                 continue;
             }
             let name = pod.name_any();
             let deleted = api.delete(&name, &DeleteParams::default()).await;
-            unless_gone(deleted).map_err(|error| failed("Pod", &name, error))?;
+            unless_gone(deleted).map_err(|error| Failure::write("Pod", &name, error))?;
         }
         Ok(!pods.items.is_empty())
     }
@@ -118,7 +117,7 @@ impl Objects {
     ) -> Result<BTreeMap<String, StateSecret>, Failure> {
         let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
         let secrets = api.list(&of(workload)).await;
-        let secrets = secrets.map_err(|error| failed("Secret", workload, error))?;
+        let secrets = secrets.map_err(|error| Failure::write("Secret", workload, error))?;
         let states = secrets.items.iter();
         Ok(states
             .map(|secret| (secret.name_any(), StateSecret::of(secret)))

@@ -2,7 +2,8 @@
 
 use super::{
     events::Weight,
-    gateways::{Failure, Shared},
+    failure::Failure,
+    gateways::Shared,
     names::{key_description, workload_name},
     owned::Workload,
     parameters::Parameters,

@@ -4,7 +4,9 @@
 //! (RFC 6066 §3), and rustls 0.23 ends such a handshake.
 
 use crate::model::{Authorities, AuthoritiesError, Certificate, CertificateError};
-use s2n_tls::{callbacks::VerifyHostNameCallback, config::Config, enums::ClientAuthType, security};
+use s2n_tls::{
+    callbacks::VerifyHostNameCallback, config::Config, enums::ClientAuthType, security::Policy,
+};
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -56,9 +58,17 @@ pub enum TlsError {
         path: PathBuf,
         error: AuthoritiesError,
     },
+    #[error("{} cannot be used: {error}; it has to be of RSA or ECDSA", path.display())]
+    Unusable {
+        path: PathBuf,
+        error: s2n_tls::error::Error,
+    },
     #[error("TLS for Envoy Gateway cannot be set up: {0}")]
     Setup(#[from] s2n_tls::error::Error),
 }
+
+/// TLS 1.3 alone: Envoy Gateway speaks nothing older.
+const POLICY: &str = "AWS-CRT-SDK-TLSv1.3-2023";
 
 /// Seconds that a failed handshake is held at most, so that its time tells nothing: less than a
 /// handshake may take, or its error would not be seen.
@@ -128,21 +138,30 @@ impl TlsFiles {
             path: self.certificate.clone(),
             error,
         })?;
+        let unusable = |path: &PathBuf, error| TlsError::Unusable {
+            path: path.clone(),
+            error,
+        };
         let mut config = Config::builder();
         config
-            .set_security_policy(&security::DEFAULT_TLS13)?
+            .set_security_policy(&Policy::from_version(POLICY)?)?
             .set_max_blinding_delay(LONGEST_BLINDING)?
             .set_application_protocol_preference(["h2"])?
-            .load_pem(certificate, key)?
             // A client is known by what is given here alone.
             .wipe_trust_store()?;
+        config
+            .load_pem(certificate, key)
+            .map_err(|error| unusable(&self.certificate, error))?;
         if let (Some(path), Some(pem)) = (&self.client_authorities, &content.authorities) {
-            Authorities::from_pem(pem).map_err(|error| TlsError::Authorities {
+            let authorities = Authorities::from_pem(pem);
+            let authorities = authorities.map_err(|error| TlsError::Authorities {
                 path: path.clone(),
                 error,
             })?;
             config
-                .trust_pem(pem)?
+                // Without what else may stand in the file, which s2n-tls would not take.
+                .trust_pem(authorities.to_pem().as_bytes())
+                .map_err(|error| unusable(path, error))?
                 .set_client_auth_type(ClientAuthType::Required)?
                 .set_verify_host_callback(AnyName)?;
         }

@@ -197,20 +197,17 @@ spec:
         left.is_empty().then_some(())
     })
     .await;
-    leave(&scene, "").await;
+    leave(&scene).await;
 }
 
-/// Removes what a test made for itself, and waits until nothing of ours is left.
-async fn leave(scene: &Scene, more: &str) {
+/// Removes what a test made in the default namespace, and waits until nothing of ours is left.
+async fn leave(scene: &Scene) {
     let lab = scene.lab;
     let ours = "tailscaleendpoints,gateways,httproutes,tcproutes";
     lab.kubectl(["delete", ours, "--all"]).await;
     lab.kubectl(["delete", "pods,services", "--selector=app", "--now"])
         .await;
     scene.nothing_left().await;
-    if !more.is_empty() {
-        lab.delete(more).await;
-    }
 }
 
 /// The versions of what the controller writes for Envoy Gateway, and of its statuses.
@@ -273,7 +270,7 @@ async fn what_changed_while_the_extension_was_away_is_served_when_it_is_back() {
         )
         .await;
     assert_eq!(programmed, "served by 1 Gateway of Envoy Gateway");
-    leave(&scene, "").await;
+    leave(&scene).await;
 }
 
 #[tokio::test]
@@ -290,7 +287,7 @@ async fn envoy_gateway_and_the_extension_know_each_other_by_certificates() {
     gateway.page("/api/web-service/1", "example /1\n").await;
     lab.apply(&ENDPOINTS.replace("web-service", "shop")).await;
     gateway.page("/api/shop/2", "example /2\n").await;
-    leave(&scene, "").await;
+    leave(&scene).await;
 }
 
 #[tokio::test]
@@ -397,7 +394,9 @@ async fn what_is_on_the_tailnet_alone_is_reached_through_the_egress() {
         1,
         "a key that was not used is of no use any more"
     );
-    leave(&scene, &(scene.class("hidden") + &tailnet(&scene))).await;
+    leave(&scene).await;
+    lab.delete(&(scene.class("hidden") + &tailnet(&scene)))
+        .await;
 }
 
 #[tokio::test]
@@ -428,7 +427,8 @@ async fn envoy_gateway_is_reached_from_the_tailnet_and_sees_who_asks() {
         })
         .await;
     assert!(peer.ends_with("]\n"), "{peer}");
-    leave(&scene, &scene.class("front")).await;
+    leave(&scene).await;
+    lab.delete(&scene.class("front")).await;
 }
 
 #[tokio::test]
@@ -487,7 +487,9 @@ spec:
         (object["status"]["totalEndpoints"] == 0).then_some(())
     })
     .await;
-    leave(&scene, &(scene.class("device") + &tailnet(&scene))).await;
+    leave(&scene).await;
+    lab.delete(&(scene.class("device") + &tailnet(&scene)))
+        .await;
 }
 
 impl EnvoyGateway<'_> {

@@ -1,6 +1,6 @@
 //! TailscaleEndpoints: what Envoy Gateway is told of them, and their statuses.
 
-use super::world::{objects, world as published};
+use super::world::{engine, objects, world as published, world_by};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tailway::{
@@ -470,7 +470,12 @@ async fn a_status_that_is_there_is_not_written_again() {
 
 /// What the condition of a TailscaleBackend says, with a route.
 async fn accepted(upstream: &str, rule: &str) -> [String; 4] {
-    let objects = format!(
+    accepted_where(false, upstream, rule).await
+}
+
+/// The same, where targets may be local or not.
+async fn accepted_where(local_targets: bool, upstream: &str, rule: &str) -> [String; 4] {
+    let yaml = format!(
         "apiVersion: gateway.tailscale.com/v1alpha1
 kind: TailscaleBackend
 metadata: {{name: shop, namespace: default, uid: shop, generation: 1, resourceVersion: '1'}}
@@ -484,7 +489,9 @@ spec:
   rules: [{{backendRefs: [{rule}]}}]
 "
     );
-    let world = world(&objects, Vec::new()).await;
+    let engine = engine().with_local_targets(local_targets);
+    let objects = objects(&format!("{OBJECTS}---\n{yaml}"));
+    let world = world_by(engine, objects, Vec::new()).await;
     let key = key(Kind::Backend, "default", "shop");
     let now = "2026-02-01T00:00:00Z".parse().unwrap();
     let [write] = plan(&world, &[key].into(), now).try_into().unwrap();
@@ -516,6 +523,8 @@ async fn a_backend_that_envoy_is_not_told_of_says_why() {
             ["Accepted", "False", "Invalid", &message]
         );
     }
+    let local = "targets: [{host: 127.0.0.1, port: 80}]";
+    assert_eq!(accepted_where(true, local, SHOP).await[1], "True");
 }
 
 #[tokio::test]

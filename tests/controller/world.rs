@@ -111,12 +111,19 @@ pub fn accepted() -> Note {
     Note::Verdict("tailnet".into(), Verdict::Accepted)
 }
 
+pub fn engine() -> Engine {
+    Engine::new("tailway-system", "cluster.local", Metrics::default())
+}
+
 /// The first world, of all of these.
 pub async fn world(objects: Vec<Object>, notes: Vec<Note>) -> Arc<World> {
+    world_by(engine(), objects, notes).await
+}
+
+pub async fn world_by(engine: Engine, objects: Vec<Object>, notes: Vec<Note>) -> Arc<World> {
     let (change_sender, changes) = mpsc::channel(1024);
     let (note_sender, incoming) = mpsc::channel(1024);
     let (world_sender, mut worlds) = watch::channel(Arc::default());
-    let engine = Engine::new("tailway-system", "cluster.local", Metrics::default());
     let engine = tokio::spawn(engine.run(changes, incoming, world_sender));
     for object in objects {
         change_sender.send(Change::Apply(object)).await.unwrap();

@@ -20,7 +20,7 @@ struct Signed {
 fn sign() -> Signed {
     let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
     parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    // What has the name of its issuer would be taken for its own.
+    // A certificate that has the name of its issuer would be taken for self-signed.
     let name = rcgen::DnType::CommonName;
     parameters.distinguished_name.push(name, "authority");
     let authority_key = rcgen::KeyPair::generate().unwrap();

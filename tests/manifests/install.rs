@@ -452,11 +452,14 @@ fn every_value_of_the_chart_gives_objects_that_still_fit() {
         let told = variables(&pod_of(&deployment)["containers"][0]);
         let known = known_variables("controller");
         assert!(told.is_subset(&known), "{values}: {told:?}");
+        let of_controller = told;
         let name = "tailscale-gateway-extension-server";
         if values.starts_with("extension") {
             let told = variables(&pod_of(&only(&objects, "Deployment", name))["containers"][0]);
             let known = known_variables("extension");
             assert!(told.is_subset(&known), "{values}: {told:?}");
+            let both = "TAILWAY_EXTENSION_LOCAL_TARGETS";
+            assert!(told.contains(both) && of_controller.contains(both));
         }
     }
 }

@@ -7,11 +7,15 @@ use super::{
 use crate::{
     discovery::scene::{TOKEN, World, until_snapshot},
     proxy::{
-        http::scene::{Client, mirror_of, request, told},
+        http::{
+            grpc::server_of_calls,
+            scene::{Client, request},
+        },
         scene::{self, route, snapshot, tcp_port_to},
     },
 };
 use http::{Method, StatusCode, Version};
+use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use std::{
@@ -272,7 +276,7 @@ async fn grpc_and_websockets_pass_from_node_to_node() {
     let node = tailnet.node("target").await;
     let to = |name: &str| tcp_port_to(route(&[(1, Some(name))]));
     let at = |port| SocketAddr::from(([127, 0, 0, 1], port));
-    let (calls, chat) = (mirror_of("calls").await, at(chat().await));
+    let (calls, chat) = (server_of_calls().await, at(chat().await));
     let backends = [("calls", &[calls][..]), ("chat", &[chat][..])];
     let _target = serving(
         &node,
@@ -289,16 +293,17 @@ async fn grpc_and_websockets_pass_from_node_to_node() {
         ("content-type", "application/grpc"),
         ("te", "trailers"),
     ];
-    let told = told(
-        client
-            .send(request(Method::POST, "/shop.Orders/List", &headers))
-            .await,
-    )
-    .await;
+    let mut call = request(Method::POST, "/shop.Orders/List", &headers);
+    *call.body_mut() = "one".into();
+    let answer = client.send(call).await.into_body().collect();
+    let answer = soon("its trailers", answer).await.unwrap();
+    let trailers = answer.trailers().unwrap();
+    assert_eq!(trailers["grpc-status"], "0");
     assert_eq!(
-        [&told["backend"], &told["version"], &told["target"]],
-        ["calls", "HTTP/2.0", "/shop.Orders/List"]
+        trailers["x-target"],
+        "http://calls.example.com/shop.Orders/List"
     );
+    assert_eq!(answer.to_bytes(), "re: one");
 
     let mut client = Client::over(connect().await, Version::HTTP_11).await;
     let headers = [

@@ -136,7 +136,7 @@ fn extension(link: Link) -> String {
 fn certificates() -> String {
     let mut parameters = CertificateParams::new(Vec::new()).unwrap();
     parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // What has the name of its issuer would be taken for its own.
+    // A certificate that has the name of its issuer would be taken for self-signed.
     let name = DnType::CommonName;
     parameters.distinguished_name.push(name, "authority");
     let key = KeyPair::generate().unwrap();

@@ -35,7 +35,7 @@ fn trailers(name: &'static str, value: &'static str) -> Frame<Bytes> {
 
 /// A server of HTTP/2 alone, which sends every message back with "re: " before it, and in its
 /// trailers the version, what the call's trailers were, and that all is well.
-async fn server_of_calls() -> SocketAddr {
+pub async fn server_of_calls() -> SocketAddr {
     let (listener, address) = backend().await;
     let answer = |request: Request<Incoming>| async move {
         let (frames, body) = streamed();

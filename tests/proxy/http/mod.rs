@@ -3,7 +3,7 @@
 mod connections;
 mod filters;
 mod floods;
-mod grpc;
+pub mod grpc;
 mod matching;
 mod members;
 mod oracle;
