@@ -69,8 +69,9 @@ lint: $(TOOLS)/bin/cargo-deny
 	cd $(LIBTAILSCALE) && $(GO) vet -tags netgo,osusergo ./...
 	cd $(HOOKS) && $(GO) vet ./...
 
+# Without optimisation, which takes longer than it saves.
 $(TOOLS)/bin/cargo-deny:
-	$(CARGO) install --locked --root $(TOOLS) cargo-deny
+	$(CARGO) install --locked --debug --root $(TOOLS) cargo-deny
 
 helm: $(TOOLS)/bin/helm ## with it, tests try the chart, too
 
