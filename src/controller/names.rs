@@ -16,8 +16,7 @@ const DIGITS: usize = 8;
 
 /// The name of a Gateway's workload: `<name>-<namespace>`, as its node is called by default. With
 /// a hash where that is ambiguous (either part holds a dash, or the namespace could be a hash), too
-/// long, or no DNS label. That of an
-/// egress is `<name>-egress-<namespace>-<hash>`.
+/// long, or no DNS label. That of an egress is `<name>-egress-<namespace>-<hash>`.
 pub fn workload_name(subject: &ObjectName) -> String {
     let ObjectName { namespace, name } = subject;
     let plain = match egress::object_of(subject) {

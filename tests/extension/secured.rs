@@ -1,12 +1,19 @@
 //! TLS between Envoy Gateway and the extension.
 
 use super::serving::Scene;
-use std::{fs, path::Path, time::Duration};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::aws_lc_rs::default_provider,
+    pki_types::{CertificateDer, pem::PemObject},
+    version::{TLS12, TLS13},
+};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 use tailway::extension::{ServerSettings, Tls, TlsFiles};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
@@ -94,6 +101,8 @@ async fn with_authorities_for_clients_only_those_whom_they_signed_are_answered()
     let directory = tempfile::tempdir().unwrap();
     let (server, clients, strangers) = (sign(), sign(), sign());
     let files = write(directory.path(), &server, Some(&clients));
+    let text = format!("Whose clients\n{}are let in\n", clients.authority);
+    fs::write(files.client_authorities.as_ref().unwrap(), text).unwrap();
     let tls = Tls::new(files).unwrap();
     let scene = Scene::start_on_port(Some(tls), ServerSettings::default()).await;
     assert!(is_answered(&scene, &server, Some(&clients)).await);
@@ -148,6 +157,29 @@ async fn a_client_that_names_the_server_with_its_port_is_answered() {
         [4, 0, 0, 0, 0, 0],
         "a SETTINGS frame of stream 0"
     );
+}
+
+#[tokio::test]
+async fn who_speaks_nothing_newer_than_tls_1_2_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = sign();
+    let tls = Tls::new(write(directory.path(), &server, None)).unwrap();
+    let scene = Scene::start_on_port(Some(tls), ServerSettings::default()).await;
+    for (version, is_answered) in [(&TLS12, false), (&TLS13, true)] {
+        let mut roots = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_slice(server.authority.as_bytes());
+        roots.add(authority.unwrap()).unwrap();
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(scene.address.unwrap()).await.unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let shaken = connector.connect("localhost".try_into().unwrap(), stream);
+        let shaken = tokio::time::timeout(Duration::from_secs(30), shaken).await;
+        assert_eq!(shaken.unwrap().is_ok(), is_answered, "{version:?}");
+    }
 }
 
 #[test]
