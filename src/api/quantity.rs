@@ -1,3 +1,5 @@
+//! Quantities of Kubernetes.
+
 /// Reads a quantity of bytes as Kubernetes writes them: `4M` is 4,000,000, `4Mi` 4,194,304. `None`
 /// for forms that nobody writes for memory.
 pub fn bytes(text: &str) -> Option<u64> {

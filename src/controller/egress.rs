@@ -248,7 +248,7 @@ impl Egresses {
                 Ok(None)
             }
             Step::Remove(workload, since) => {
-                self.remove(name, world, &workload, since).await?;
+                self.remove(name, world, *workload, since).await?;
                 Ok(None)
             }
         }
@@ -259,7 +259,7 @@ impl Egresses {
         &self,
         name: &ObjectName,
         world: &World,
-        workload: &Workload,
+        mut workload: Workload,
         since: jiff::Timestamp,
     ) -> Result<(), Failure> {
         // The watch may lag behind what was made a moment ago, and nothing may be overlooked here.
@@ -268,7 +268,6 @@ impl Egresses {
         if self.objects.delete(&sets, &set_name).await? || self.objects.end_pods(&set_name).await? {
             return Ok(());
         }
-        let mut workload = workload.clone();
         workload
             .secrets
             .append(&mut self.objects.states(&set_name).await?);

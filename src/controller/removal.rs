@@ -51,11 +51,9 @@ impl Shared {
             return Ok(Removed::Waiting);
         }
         let mut removal = removal.clone();
-        let state = self.objects.states(&workload).await?;
-        let state = state
-            .into_iter()
-            .find(|(name, _)| *name == state_secret(&workload));
-        removal.workload.secret = state.map(|(_, state)| state).or(removal.workload.secret);
+        let mut states = self.objects.states(&workload).await?;
+        let state = states.remove(&state_secret(&workload));
+        removal.workload.secret = state.or(removal.workload.secret);
         let removal = &removal;
         if let Err(error) = self.remove_from_tailnet(removal).await {
             let waited = jiff::Timestamp::now().duration_since(removal.since);

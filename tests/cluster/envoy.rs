@@ -118,16 +118,23 @@ const KEYS: &str = "/api/v2/tailnet/-/keys";
 
 const PROGRAMMED: (&str, &str, &str) = ("Programmed", "True", "Programmed");
 
+/// Envoy Gateway with a Gateway and the endpoints of the documentation.
+async fn with_example(scene: &Scene, link: Link) -> EnvoyGateway<'_> {
+    let lab = scene.lab;
+    lab.apply(&(web("example", Some(EXAMPLE_COM)) + &web("fallback", None)))
+        .await;
+    let gateway = install_with(scene, &[("example.com", EXAMPLE_COM)], link).await;
+    lab.apply(GATEWAY).await;
+    lab.apply(ENDPOINTS).await;
+    gateway
+}
+
 #[tokio::test]
 #[ignore = "make cluster"]
 async fn the_walk_through_works_from_apply_to_curl() {
     let scene = Scene::start().await;
     let lab = scene.lab;
-    lab.apply(&(web("example", Some(EXAMPLE_COM)) + &web("fallback", None)))
-        .await;
-    let gateway = install(&scene, &[("example.com", EXAMPLE_COM)]).await;
-    lab.apply(GATEWAY).await;
-    lab.apply(ENDPOINTS).await;
+    let gateway = with_example(&scene, Link::Plain).await;
 
     let endpoints = "tailscaleendpoints/example-endpoints";
     let message = scene.condition("default", endpoints, PROGRAMMED).await;
@@ -226,11 +233,7 @@ async fn versions(scene: &Scene) -> Value {
 async fn what_changed_while_the_extension_was_away_is_served_when_it_is_back() {
     let scene = Scene::start().await;
     let lab = scene.lab;
-    lab.apply(&(web("example", Some(EXAMPLE_COM)) + &web("fallback", None)))
-        .await;
-    let gateway = install(&scene, &[("example.com", EXAMPLE_COM)]).await;
-    lab.apply(GATEWAY).await;
-    lab.apply(ENDPOINTS).await;
+    let gateway = with_example(&scene, Link::Plain).await;
     gateway.page("/api/web-service/1", "example /1\n").await;
 
     let scale = async |replicas: &str| {
@@ -278,12 +281,7 @@ async fn what_changed_while_the_extension_was_away_is_served_when_it_is_back() {
 async fn envoy_gateway_and_the_extension_know_each_other_by_certificates() {
     let scene = Scene::start().await;
     let lab = scene.lab;
-    lab.apply(&(web("example", Some(EXAMPLE_COM)) + &web("fallback", None)))
-        .await;
-    let hosts = [("example.com", EXAMPLE_COM)];
-    let gateway = install_with(&scene, &hosts, Link::MutualTls).await;
-    lab.apply(GATEWAY).await;
-    lab.apply(ENDPOINTS).await;
+    let gateway = with_example(&scene, Link::MutualTls).await;
     gateway.page("/api/web-service/1", "example /1\n").await;
     lab.apply(&ENDPOINTS.replace("web-service", "shop")).await;
     gateway.page("/api/shop/2", "example /2\n").await;

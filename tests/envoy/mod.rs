@@ -11,5 +11,5 @@ pub mod lab;
 mod paths;
 mod protocols;
 mod scene;
-mod secured;
+pub mod secured;
 mod upstream;

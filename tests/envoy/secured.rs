@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 const NAME: &str = "web.example.com";
 
 /// Signs certificates. Its name is not that of leaves, which would look signed by themselves.
-fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
+pub fn authority(name: &str) -> CertifiedIssuer<'static, KeyPair> {
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

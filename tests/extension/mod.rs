@@ -6,5 +6,5 @@ mod hooks;
 mod keeper;
 mod messages;
 mod process;
-mod secured;
+pub mod secured;
 mod serving;

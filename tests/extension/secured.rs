@@ -1,6 +1,7 @@
 //! TLS between Envoy Gateway and the extension.
 
 use super::serving::Scene;
+use crate::envoy::secured::authority;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::aws_lc_rs::default_provider,
@@ -17,25 +18,22 @@ use tokio_rustls::TlsConnector;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 
-/// An authority and what it signed for `localhost`.
-struct Signed {
-    authority: String,
-    certificate: String,
-    key: String,
+/// An authority and what it signed.
+pub struct Signed {
+    pub authority: String,
+    pub certificate: String,
+    pub key: String,
 }
 
 fn sign() -> Signed {
-    let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    // A certificate that has the name of its issuer would be taken for self-signed.
-    let name = rcgen::DnType::CommonName;
-    parameters.distinguished_name.push(name, "authority");
-    let authority_key = rcgen::KeyPair::generate().unwrap();
-    let authority = parameters.self_signed(&authority_key).unwrap();
-    let issuer = rcgen::Issuer::new(parameters, authority_key);
+    sign_for("localhost")
+}
+
+pub fn sign_for(name: &str) -> Signed {
+    let authority = authority("authority");
     let key = rcgen::KeyPair::generate().unwrap();
-    let leaf = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let leaf = leaf.signed_by(&key, &issuer).unwrap();
+    let leaf = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&key, &*authority).unwrap();
     Signed {
         authority: authority.pem(),
         certificate: leaf.pem(),

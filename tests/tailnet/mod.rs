@@ -3,6 +3,7 @@
 mod api;
 mod certificates;
 mod connections;
+mod egress;
 mod endpoints;
 mod headers;
 mod nodes;

@@ -180,7 +180,7 @@ fn rules_of<'a, R: Iterator<Item = Reference<'a>>>(
     route: &ObjectName,
     rules: impl Iterator<Item = R>,
 ) -> Vec<Rule> {
-    let rules = rules.enumerate().map(|(at, references)| {
+    let rules = rules.enumerate().filter_map(|(at, references)| {
         let (mut backends, mut count) = (Vec::new(), 0);
         for (group, kind, namespace, name) in references {
             count += 1;
@@ -191,18 +191,15 @@ fn rules_of<'a, R: Iterator<Item = Reference<'a>>>(
                 backends.push(ObjectName::new(namespace, name));
             }
         }
-        (at, backends, count)
-    });
-    let with_backends = rules.filter(|(_, backends, _)| !backends.is_empty());
-    with_backends
-        .map(|(at, backends, count)| Rule {
+        (!backends.is_empty()).then(|| Rule {
             at,
             kind,
             route: route.clone(),
             backends,
             count,
         })
-        .collect()
+    });
+    rules.collect()
 }
 
 /// A TailscaleEndpoints in its world.

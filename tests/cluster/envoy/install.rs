@@ -6,9 +6,9 @@ use super::super::{
 };
 use crate::{
     envoy::{client, lab::programs},
+    extension::secured::{Signed, sign_for},
     manifests::install::helm,
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -132,37 +132,19 @@ fn extension(link: Link) -> String {
     yaml.replace(&format!("ghcr.io/tailway/tailway:{version}"), IMAGE)
 }
 
-/// Secrets for both sides, of one authority.
+/// Secrets for both sides, each of an authority of its own.
 fn certificates() -> String {
-    let mut parameters = CertificateParams::new(Vec::new()).unwrap();
-    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    // A certificate that has the name of its issuer would be taken for self-signed.
-    let name = DnType::CommonName;
-    parameters.distinguished_name.push(name, "authority");
-    let key = KeyPair::generate().unwrap();
-    let authority = parameters.self_signed(&key).unwrap().pem();
-    let issuer = Issuer::new(parameters, key);
-    let sign = |name: &str| {
-        let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        let leaf = leaf.signed_by(&key, &issuer).unwrap().pem();
-        json!({ "tls.crt": leaf, "tls.key": key.serialize_pem() })
-    };
     let host =
         format!("tailscale-gateway-extension-server.{EXTENSION_NAMESPACE}.svc.cluster.local");
+    let (server, client) = (sign_for(&host), sign_for("envoy-gateway"));
+    let pair = |signed: &Signed| json!({ "tls.crt": signed.certificate, "tls.key": signed.key });
+    let believed_by_server = json!({ "ca.crt": client.authority });
+    let believed_by_client = json!({ "tls.crt": server.authority });
     let secrets = [
-        (EXTENSION_NAMESPACE, "served", sign(&host)),
-        (
-            EXTENSION_NAMESPACE,
-            "clients",
-            json!({ "ca.crt": authority }),
-        ),
-        (
-            NAMESPACE,
-            "extension-authority",
-            json!({ "tls.crt": authority }),
-        ),
-        (NAMESPACE, "extension-client", sign("envoy-gateway")),
+        (EXTENSION_NAMESPACE, "served", pair(&server)),
+        (EXTENSION_NAMESPACE, "clients", believed_by_server),
+        (NAMESPACE, "extension-authority", believed_by_client),
+        (NAMESPACE, "extension-client", pair(&client)),
     ];
     let secrets = secrets.map(|(namespace, name, data)| {
         json!({
